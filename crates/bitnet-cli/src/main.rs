@@ -1,0 +1,2 @@
+//! The program `bitnet`.
+fn main() {}

@@ -1,0 +1,115 @@
+//! The number formats of tensors: their names, their sizes, and what other formats call them.
+
+use std::fmt;
+
+/// The type of a tensor's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BitNetDType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an `F32`.
+    BF16,
+    /// Signed bytes.
+    I8,
+    /// Signed nibbles, two a byte.
+    I4,
+    /// Ternary weights {-1, 0, +1}, two bits each.
+    BitNet158,
+}
+
+impl BitNetDType {
+    /// Every type.
+    pub const ALL: [BitNetDType; 6] = [
+        BitNetDType::F32,
+        BitNetDType::F16,
+        BitNetDType::BF16,
+        BitNetDType::I8,
+        BitNetDType::I4,
+        BitNetDType::BitNet158,
+    ];
+
+    /// Bits an element occupies.
+    pub const fn bits(self) -> usize {
+        match self {
+            BitNetDType::F32 => 32,
+            BitNetDType::F16 | BitNetDType::BF16 => 16,
+            BitNetDType::I8 => 8,
+            BitNetDType::I4 => 4,
+            BitNetDType::BitNet158 => 2,
+        }
+    }
+
+    /// Bytes that `n` elements occupy, the last one filled up; `None` when the count overflows.
+    pub fn size_bytes(self, n: usize) -> Option<usize> {
+        Some(n.checked_mul(self.bits())?.div_ceil(8))
+    }
+
+    /// The name, in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            BitNetDType::F32 => "f32",
+            BitNetDType::F16 => "f16",
+            BitNetDType::BF16 => "bf16",
+            BitNetDType::I8 => "i8",
+            BitNetDType::I4 => "i4",
+            BitNetDType::BitNet158 => "bitnet158",
+        }
+    }
+
+    /// The type that `name` names, in either case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(name))
+    }
+
+    /// The name in a safetensors header; `None` for types that the format lacks.
+    pub const fn safetensors_name(self) -> Option<&'static str> {
+        match self {
+            BitNetDType::F32 => Some("F32"),
+            BitNetDType::F16 => Some("F16"),
+            BitNetDType::BF16 => Some("BF16"),
+            BitNetDType::I8 => Some("I8"),
+            BitNetDType::I4 | BitNetDType::BitNet158 => None,
+        }
+    }
+
+    /// The NumPy type string, little-endian; `None` for types that NumPy lacks.
+    pub const fn numpy_name(self) -> Option<&'static str> {
+        match self {
+            BitNetDType::F32 => Some("<f4"),
+            BitNetDType::F16 => Some("<f2"),
+            BitNetDType::I8 => Some("|i1"),
+            BitNetDType::BF16 | BitNetDType::I4 | BitNetDType::BitNet158 => None,
+        }
+    }
+}
+
+impl fmt::Display for BitNetDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for d in BitNetDType::ALL {
+            assert_eq!(BitNetDType::from_name(d.name()), Some(d));
+            assert_eq!(BitNetDType::from_name(&d.name().to_uppercase()), Some(d));
+        }
+        assert_eq!(BitNetDType::from_name("f64"), None);
+    }
+
+    #[test]
+    fn sizes_fill_up_the_last_byte() {
+        assert_eq!(BitNetDType::BitNet158.size_bytes(5), Some(2));
+        assert_eq!(BitNetDType::I4.size_bytes(3), Some(2));
+        assert_eq!(BitNetDType::F16.size_bytes(3), Some(6));
+        assert_eq!(BitNetDType::F32.size_bytes(usize::MAX), None);
+    }
+}
