@@ -1,1 +1,27 @@
-//! x
+//! Ternary mathematics, packings and CPU kernels: the ground that the BitNet engine stands on.
+//!
+//! A BitNet b1.58 layer multiplies ternary weights with 8-bit activations, exactly, in integers; everything that
+//! rounds is a norm, a softmax, a rotation, a residual or a scale, and each of those has one written definition here
+//! ([`float`], [`mod@reduce`]) that every instruction set repeats bit for bit ([`kernels`]).
+//!
+//! ```
+//! use bitnet_quant::kernels::Kernels;
+//! use bitnet_quant::layout;
+//!
+//! let mut row = vec![0; layout::row_bytes(128)];
+//! layout::pack_row(&[2; 128], &mut row); // all weights +1
+//! let mut out = [0];
+//! Kernels::best().gemm_i2_i8(&row, row.len(), &[3; 128], 1, &mut out);
+//! assert_eq!(out[0] - 3 * 128, 3 * 128); // codes are weight + 1
+//! ```
+
+pub mod attention;
+pub mod dense;
+pub mod float;
+pub mod fpenv;
+pub mod kernels;
+pub mod layout;
+pub mod linear;
+pub mod reduce;
+pub mod ternary;
+pub mod threads;

@@ -1,0 +1,171 @@
+//! The oracle: every operation as its definition reads, one element at a time.
+
+use half::{bf16, f16};
+
+use super::{Activation, DenseRow, Isa, Kernels, KvRows};
+use crate::float::{exp, fma, silu};
+use crate::layout::code;
+use crate::reduce::{
+    SOFTMAX_CHUNK, block_sum as ordered_block_sum, head_dot, head_sum, row_dot as ordered_row_dot,
+};
+use crate::ternary::activation_code;
+
+pub(super) static KERNELS: Kernels = Kernels {
+    isa: Isa::Scalar,
+    variant: "scalar",
+    gemm_i2_i8,
+    dot64_i2_i8,
+    block_sum,
+    row_dot,
+    accumulate,
+    sum_squares,
+    absmax_bits,
+    quantize_i8,
+    scale_rows,
+    add,
+    gate,
+    rotate,
+    attend,
+    merge,
+};
+
+fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]) {
+    let rows = w.len() / row_bytes;
+    for (t, x) in x.chunks_exact(row_bytes * 4).take(n).enumerate() {
+        for (r, w) in w.chunks_exact(row_bytes).enumerate() {
+            out[t * rows + r] =
+                x.iter().enumerate().map(|(c, x)| i32::from(code(w, c)) * i32::from(*x)).sum();
+        }
+    }
+}
+
+fn dot64_i2_i8(w: &[u8], x: &[i8], out: &mut [i32]) {
+    for (b, (out, x)) in out.iter_mut().zip(x.chunks_exact(64)).enumerate() {
+        *out = x.iter().enumerate().map(|(c, x)| i32::from(code(w, b * 64 + c)) * i32::from(*x)).sum();
+    }
+}
+
+fn block_sum(acc: &[i32], d: &[f32]) -> f32 {
+    ordered_block_sum(acc.iter().copied().zip(d.iter().copied()))
+}
+
+fn row_dot(form: DenseRow, w: &[u8], x: &[f32]) -> f32 {
+    let mut row = vec![0.0; x.len()];
+    match form {
+        DenseRow::F32 => {
+            for (v, b) in row.iter_mut().zip(w.as_chunks::<4>().0) {
+                *v = f32::from_le_bytes(*b);
+            }
+        }
+        DenseRow::F16 => {
+            for (v, b) in row.iter_mut().zip(w.as_chunks::<2>().0) {
+                *v = f16::from_le_bytes(*b).to_f32();
+            }
+        }
+        DenseRow::BF16 => {
+            for (v, b) in row.iter_mut().zip(w.as_chunks::<2>().0) {
+                *v = bf16::from_le_bytes(*b).to_f32();
+            }
+        }
+        DenseRow::Q8_0 => {
+            for (v, block) in row.chunks_exact_mut(32).zip(w.chunks_exact(34)) {
+                let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                for (v, q) in v.iter_mut().zip(&block[2..]) {
+                    *v = f32::from(*q as i8) * d;
+                }
+            }
+        }
+    }
+    ordered_row_dot(&row, x)
+}
+
+fn accumulate(lanes: &mut [f32], w: &[f32], x: &[f32]) {
+    for ((lane, w), x) in lanes.iter_mut().zip(w).zip(x) {
+        *lane = fma(*w, *x, *lane);
+    }
+}
+
+fn sum_squares(x: &[f32]) -> f32 {
+    ordered_row_dot(x, x)
+}
+
+fn absmax_bits(x: &[f32]) -> u32 {
+    x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0)
+}
+
+fn quantize_i8(x: &[f32], a: f32, out: &mut [i8]) -> i32 {
+    let mut sum = 0;
+    for (x, out) in x.iter().zip(out) {
+        *out = activation_code(*x, a);
+        sum += i32::from(*out);
+    }
+    sum
+}
+
+fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) {
+    for ((x, w), out) in x.iter().zip(w).zip(out) {
+        *out = (x * r) * w;
+    }
+}
+
+fn add(h: &mut [f32], y: &[f32]) {
+    for (h, y) in h.iter_mut().zip(y) {
+        *h += y;
+    }
+}
+
+fn gate(f: Activation, gate: &mut [f32], up: &[f32]) {
+    for (g, up) in gate.iter_mut().zip(up) {
+        let activated = match f {
+            // NaN must come through: a comparison the other way round would hide broken weights.
+            Activation::Relu2 => {
+                let positive = if *g < 0.0 { 0.0 } else { *g };
+                positive * positive
+            }
+            Activation::Silu => silu(*g),
+        };
+        *g = activated * up;
+    }
+}
+
+fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        let (x, y) = (*a, *b);
+        *a = fma(x, *cos, -(y * sin)) * scale;
+        *b = fma(y, *cos, x * sin) * scale;
+    }
+}
+
+fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32) {
+    let dim = q.len();
+    let mut scores = [0.0f32; SOFTMAX_CHUNK];
+    let scores = &mut scores[..n];
+    for (j, score) in scores.iter_mut().enumerate() {
+        *score = head_dot(q, &widen(k, j, dim));
+    }
+    let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
+    for score in &mut *scores {
+        *score = exp(*score - max);
+    }
+    out.fill(0.0);
+    for (j, score) in scores.iter().enumerate() {
+        for (out, v) in out.iter_mut().zip(widen(v, j, dim)) {
+            *out = fma(*score, v, *out);
+        }
+    }
+    (max, head_sum(scores))
+}
+
+fn widen(rows: KvRows<'_>, row: usize, dim: usize) -> Vec<f32> {
+    match rows {
+        KvRows::F32(r) => r[row * dim..][..dim].to_vec(),
+        KvRows::F16(r) => r[row * dim..][..dim].iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
+    }
+}
+
+fn merge(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) {
+    for (acc, chunk) in acc.iter_mut().zip(chunk) {
+        *acc = fma(*chunk, beta, *acc * alpha);
+    }
+}

@@ -1,0 +1,1 @@
+//! Every table against the oracle.

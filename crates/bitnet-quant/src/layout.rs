@@ -1,0 +1,124 @@
+//! The layout that ternary kernels compute on: two bits a weight, in blocks of 128 columns.
+//!
+//! 128 consecutive columns of a row are 32 bytes: column j is in byte `j % 32`, bits `6 - 2 (j / 32)`, as the code
+//! value + 1. That is the 128-block order of I2_S files, so that their tensors are used where they are mapped. Rows
+//! whose length is no multiple of 128 are filled up; the activations there are 0, so any code will do.
+
+/// Columns of a block.
+pub const BLOCK: usize = 128;
+/// Bytes of a block.
+pub const BLOCK_BYTES: usize = BLOCK / 4;
+
+/// Bytes of a row of `cols` columns.
+pub const fn row_bytes(cols: usize) -> usize {
+    cols.div_ceil(BLOCK) * BLOCK_BYTES
+}
+
+/// Columns of a row, filled up to whole blocks.
+pub const fn padded_cols(cols: usize) -> usize {
+    cols.div_ceil(BLOCK) * BLOCK
+}
+
+/// The code of column `c` in a row.
+pub fn code(row: &[u8], c: usize) -> u8 {
+    row[c / BLOCK * BLOCK_BYTES + c % 32] >> (6 - 2 * (c % BLOCK / 32)) & 3
+}
+
+/// Writes the codes of one row; `out` has [`row_bytes`] bytes. Padding gets the code of 0.
+pub fn pack_row(codes: &[u8], out: &mut [u8]) {
+    debug_assert_eq!(out.len(), row_bytes(codes.len()));
+    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+        let mut block = [1u8; BLOCK];
+        block[..codes.len()].copy_from_slice(codes);
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = block[j] << 6 | block[j + 32] << 4 | block[j + 64] << 2 | block[j + 96];
+        }
+    }
+}
+
+/// The scales of a ternary matrix.
+#[derive(Debug, Clone, Copy)]
+pub enum Scales<'a> {
+    /// One for the whole matrix.
+    Tensor(f32),
+    /// One for each `block` columns of each row: (rows, cols / block); `block` is 64 or 256.
+    Blocks {
+        /// The scales.
+        d: &'a [f32],
+        /// Columns that share one.
+        block: usize,
+    },
+}
+
+/// A ternary matrix in the layout of this module.
+#[derive(Debug, Clone, Copy)]
+pub struct TernaryView<'a> {
+    codes: &'a [u8], // (rows, row_bytes(cols))
+    rows: usize,
+    cols: usize,
+    scales: Scales<'a>,
+}
+
+impl<'a> TernaryView<'a> {
+    /// A view of `codes`.
+    ///
+    /// # Panics
+    /// When the lengths do not fit the shape: the loader checks files before it gets here.
+    pub fn new(codes: &'a [u8], rows: usize, cols: usize, scales: Scales<'a>) -> Self {
+        assert!(cols > 0 && cols <= crate::ternary::MAX_COLS, "{cols} columns");
+        assert_eq!(codes.len(), rows * row_bytes(cols));
+        if let Scales::Blocks { d, block } = scales {
+            assert!(matches!(block, 64 | 256) && cols.is_multiple_of(block), "blocks of {block} in {cols}");
+            assert_eq!(d.len(), rows * (cols / block));
+        }
+        TernaryView { codes, rows, cols, scales }
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        row_bytes(self.cols)
+    }
+
+    /// The packed codes: (rows, row_bytes).
+    pub fn codes(&self) -> &'a [u8] {
+        self.codes
+    }
+
+    /// The scales.
+    pub fn scales(&self) -> Scales<'a> {
+        self.scales
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_come_back_where_the_layout_says() {
+        let codes: Vec<u8> = (0..300u32).map(|i| (i * 7 % 3) as u8).collect();
+        let mut row = vec![0; row_bytes(300)];
+        pack_row(&codes, &mut row);
+        assert!(codes.iter().enumerate().all(|(c, want)| code(&row, c) == *want));
+        assert!((300..384).all(|c| code(&row, c) == 1));
+    }
+
+    #[test]
+    fn a_block_has_the_order_of_i2_s() {
+        let mut codes = [1u8; 128];
+        (codes[0], codes[33], codes[66], codes[99]) = (2, 0, 2, 0);
+        let mut row = [0; 32];
+        pack_row(&codes, &mut row);
+        assert_eq!(row[..4], [0b10_01_01_01, 0b01_00_01_01, 0b01_01_10_01, 0b01_01_01_00]);
+    }
+}
