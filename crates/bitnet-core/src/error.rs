@@ -82,6 +82,26 @@ pub enum Error {
         /// The type asked for.
         to: crate::BitNetDType,
     },
+    /// The bytes of a tensor are not as many as its shape and type call for.
+    #[error("a {dtype} tensor of shape {shape:?} has {want} bytes, not {got}")]
+    ByteLength {
+        /// The shape.
+        shape: Vec<usize>,
+        /// The type.
+        dtype: crate::BitNetDType,
+        /// Bytes called for.
+        want: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// A component of a model cannot be kept in the format asked for.
+    #[error("the {component} cannot be kept as {precision}; it can be {}", names(component.supported()))]
+    Precision {
+        /// The component.
+        component: crate::mixed_precision::ComponentType,
+        /// The format asked for.
+        precision: crate::BitNetDType,
+    },
     /// Memory beyond a pool's cap, or beyond what the system gives.
     #[error("cannot allocate {requested} bytes: {reason}")]
     OutOfMemory {
@@ -133,4 +153,8 @@ impl Error {
     pub fn bad_tensor(path: &Path, name: impl Into<String>, problem: impl Into<String>) -> Self {
         Error::BadTensor { path: path.to_owned(), name: name.into(), problem: problem.into() }
     }
+}
+
+fn names(dtypes: &[crate::BitNetDType]) -> String {
+    dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
 }

@@ -11,8 +11,10 @@ pub mod error;
 pub mod file;
 pub mod memory;
 pub mod mixed_precision;
+pub mod tensor;
 pub mod tokenizer;
 
 pub use device::Device;
 pub use dtype::BitNetDType;
 pub use error::{Error, Result};
+pub use tensor::BitNetTensor;

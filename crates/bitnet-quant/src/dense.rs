@@ -35,3 +35,15 @@ impl DenseFormat {
         }
     }
 }
+impl DenseFormat {
+    /// Narrow.
+    pub fn quantize_row(self, x: &[f32], out: &mut [u8]) {
+        for (i, x) in x.iter().enumerate() {
+            match self {
+                DenseFormat::F32 => out[4 * i..][..4].copy_from_slice(&x.to_le_bytes()),
+                DenseFormat::F16 => out[2 * i..][..2].copy_from_slice(&f16::from_f32(*x).to_le_bytes()),
+                _ => out[2 * i..][..2].copy_from_slice(&bf16::from_f32(*x).to_le_bytes()),
+            }
+        }
+    }
+}

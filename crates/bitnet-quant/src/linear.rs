@@ -17,31 +17,21 @@ const PIECE_ROWS: usize = 64;
 /// Tokens that a tile of accumulators holds.
 const TILE_TOKENS: usize = 32;
 
-/// Activations of some tokens, quantised to int8 (absmax), in memory that is allocated once.
-#[derive(Debug, Default)]
-pub struct QuantizedRows {
-    codes: Vec<i8>,    // (n, padded cols)
-    factors: Vec<f32>, // (n): 127 / max|x|
-    sums: Vec<i32>,    // (n): Σ code
+/// Activations of some tokens, quantised to int8 (absmax), in memory that the caller keeps.
+#[derive(Debug)]
+pub struct QuantizedRows<'a> {
+    codes: &'a mut [i8],    // (capacity, padded cols)
+    factors: &'a mut [f32], // (capacity): 127 / max|x|
+    sums: &'a mut [i32],    // (capacity): Σ code
     stride: usize,
     n: usize,
 }
 
-impl QuantizedRows {
-    /// Memory for `n` tokens of at most `cols` columns.
-    pub fn with_capacity(n: usize, cols: usize) -> Self {
-        QuantizedRows {
-            codes: vec![0; n * padded_cols(cols)],
-            factors: vec![0.0; n],
-            sums: vec![0; n],
-            stride: 0,
-            n: 0,
-        }
-    }
-
-    /// Bytes of memory held.
-    pub fn size_bytes(&self) -> usize {
-        self.codes.len() + 4 * self.factors.len() + 4 * self.sums.len()
+impl<'a> QuantizedRows<'a> {
+    /// Room for `factors.len()` tokens, as `sums` has, of at most `codes.len() / factors.len()` padded columns.
+    pub fn new(codes: &'a mut [i8], factors: &'a mut [f32], sums: &'a mut [i32]) -> Self {
+        assert_eq!(factors.len(), sums.len());
+        QuantizedRows { codes, factors, sums, stride: 0, n: 0 }
     }
 
     /// Quantises `x`: (n, cols). The error is the first token with an infinity or NaN; the ones before it are valid.
@@ -119,7 +109,7 @@ pub fn bitlinear<const N: usize>(
     kernels: &Kernels,
     threads: &Threads,
     ws: [&TernaryView<'_>; N],
-    x: &QuantizedRows,
+    x: &QuantizedRows<'_>,
     outs: [&mut [f32]; N],
 ) {
     for (w, out) in ws.iter().zip(&outs) {
@@ -211,7 +201,7 @@ fn piece_rows(row_bytes: usize) -> usize {
 fn ternary_piece(
     kernels: &Kernels,
     w: &TernaryView<'_>,
-    x: &QuantizedRows,
+    x: &QuantizedRows<'_>,
     first: usize,
     rows: usize,
     out: &Disjoint<'_, f32>,
