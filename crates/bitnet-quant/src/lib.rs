@@ -1,3 +1,4 @@
 //! x
 
+pub mod dense;
 pub mod packing;

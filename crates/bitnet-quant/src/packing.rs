@@ -366,10 +366,13 @@ fn unpack_plane(bytes: &[u8], shift: u32, codes: &mut [u8]) {
 /// The inverse of [`unpack_planes`]: `codes` are of one block of `4 * lanes` elements or of several.
 fn pack_planes(codes: &[u8], lanes: usize, shifts: [u32; 4], out: &mut Vec<u8>) {
     for codes in codes.chunks_exact(4 * lanes) {
-        out.extend(
-            (0..lanes)
-                .map(|j| (0..4).fold(0, |byte, plane| byte | codes[plane * lanes + j] << shifts[plane])),
-        );
+        let start = out.len();
+        out.resize(start + lanes, 0);
+        for (codes, shift) in codes.chunks_exact(lanes).zip(shifts) {
+            for (byte, code) in out[start..].iter_mut().zip(codes) {
+                *byte |= code << shift;
+            }
+        }
     }
 }
 

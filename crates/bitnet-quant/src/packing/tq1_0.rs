@@ -27,9 +27,9 @@ pub(super) fn unpack_row(data: &[u8], row: usize, codes: &mut [u8], scales: &mut
 
 pub(super) fn pack(codes: &[u8], d: f16, out: &mut Vec<u8>) {
     for codes in codes.chunks_exact(BLOCK) {
-        pack_run(&codes[..160], 32, out);
-        pack_run(&codes[160..240], 16, out);
-        pack_run(&codes[240..], 4, out);
+        pack_run::<32>(&codes[..160], out);
+        pack_run::<16>(&codes[160..240], out);
+        pack_run::<4>(&codes[240..], out);
         out.extend(d.to_le_bytes());
     }
 }
@@ -42,11 +42,12 @@ fn unpack_run<const BYTES: usize>(bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
-fn pack_run(codes: &[u8], n_bytes: usize, out: &mut Vec<u8>) {
-    out.extend((0..n_bytes).map(|i| {
-        let digits = codes.iter().skip(i).step_by(n_bytes);
-        let weights = POWERS_OF_3.iter().rev();
-        let q: u16 = digits.zip(weights).map(|(&digit, &weight)| u16::from(digit) * u16::from(weight)).sum();
-        (q * 256).div_ceil(243) as u8
-    }));
+fn pack_run<const BYTES: usize>(codes: &[u8], out: &mut Vec<u8>) {
+    let mut values = [0; BYTES];
+    for (codes, weight) in codes.chunks_exact(BYTES).zip(POWERS_OF_3.into_iter().rev()) {
+        for (value, &code) in values.iter_mut().zip(codes) {
+            *value += u16::from(code) * u16::from(weight);
+        }
+    }
+    out.extend(values.map(|q| (q * 256).div_ceil(243) as u8));
 }
