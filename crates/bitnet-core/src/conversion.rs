@@ -38,18 +38,22 @@ impl ConversionEngine {
         if tensor.dtype() == dtype {
             return Ok(tensor.clone());
         }
+        let refused = || Error::Conversion { from: tensor.dtype(), to: dtype };
         let (Some(from), Some(to)) = (float_format(tensor.dtype()), float_format(dtype)) else {
-            return Err(Error::Conversion { from: tensor.dtype(), to: dtype });
+            return Err(refused());
         };
         let (from_bytes, to_bytes) = (tensor.dtype().bits() / 8, dtype.bits() / 8);
         let mut out = self.pool.allocate(tensor.len() * to_bytes, ALIGNMENT, &tensor.device())?;
         let chunk_len = self.config.chunk_len.max(1);
         let mut values = vec![0.0; chunk_len.min(tensor.len())];
+        let mut bytes = Vec::with_capacity(values.len() * to_bytes);
         let pieces = out.as_mut_slice().chunks_mut(chunk_len * to_bytes);
         for (from_piece, to_piece) in tensor.as_bytes().chunks(chunk_len * from_bytes).zip(pieces) {
             let values = &mut values[..to_piece.len() / to_bytes];
             from.dequantize_row(from_piece, values);
-            to.quantize_row(values, to_piece);
+            bytes.clear();
+            to.quantize_row(values, &mut bytes).map_err(|_| refused())?;
+            to_piece.copy_from_slice(&bytes);
         }
         BitNetTensor::from_handle(out, tensor.shape(), dtype)
     }

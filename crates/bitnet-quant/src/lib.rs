@@ -22,6 +22,7 @@ pub mod fpenv;
 pub mod kernels;
 pub mod layout;
 pub mod linear;
+pub mod packing;
 pub mod reduce;
 pub mod ternary;
 pub mod threads;
