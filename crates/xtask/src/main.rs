@@ -1,2 +1,132 @@
-//! Repository tasks.
-fn main() {}
+//! The repository's own checks, so that `cargo xtask ci` on a desk and CI run the same thing.
+//!
+//! A step is a function of no arguments in `ci::STEPS`; a step whose tool is missing is skipped with one line that
+//! says what to install, and never silently. Progress goes to stderr, so that stdout stays what the tools print.
+
+mod bench_smoke;
+mod cargo_steps;
+mod ci;
+mod command;
+mod deny;
+mod error;
+mod fuzz;
+mod miri;
+mod neon;
+mod tidy;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use error::Error;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<(), Error> {
+    let Some((command, rest)) = args.split_first() else {
+        return Err(Error::Usage { problem: "no command was given".into(), usage: usage() });
+    };
+    let unexpected =
+        |arg: &String| Error::Usage { problem: format!("{command} does not know {arg:?}"), usage: usage() };
+    match command.as_str() {
+        "help" | "-h" | "--help" => println!("{}", usage()),
+        "ci" => match rest {
+            [] => ci::run_all(false)?,
+            [flag] if flag == "--skip-tests" => ci::run_all(true)?,
+            [arg, ..] => return Err(unexpected(arg)),
+        },
+        "fuzz" => {
+            let options = fuzz_options(rest)?;
+            ci::report("fuzz", || fuzz::run_targets(options.duration, &options.targets))?;
+        }
+        // A person who asks for Miri by name waits for it; only `ci` gives it a limit.
+        "miri" if rest.is_empty() => ci::report("miri", || miri::check(None))?,
+        name => {
+            let step = ci::STEPS.iter().find(|step| step.name == name).ok_or_else(|| Error::Usage {
+                problem: format!("there is no command {name:?}"),
+                usage: usage(),
+            })?;
+            if let Some(arg) = rest.first() {
+                return Err(unexpected(arg));
+            }
+            ci::report(step.name, step.run)?;
+        }
+    }
+    Ok(())
+}
+
+struct FuzzOptions {
+    duration: Duration,
+    targets: Vec<String>,
+}
+
+fn fuzz_options(args: &[String]) -> Result<FuzzOptions, Error> {
+    let mut options = FuzzOptions { duration: fuzz::DEFAULT_DURATION, targets: Vec::new() };
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        if arg == "--seconds" {
+            let seconds = args.next().and_then(|value| value.parse().ok()).filter(|&seconds| seconds > 0);
+            let seconds = seconds.ok_or_else(|| Error::Usage {
+                problem: "--seconds wants a whole number above 0".into(),
+                usage: usage(),
+            })?;
+            options.duration = Duration::from_secs(seconds);
+        } else if arg.starts_with('-') {
+            return Err(Error::Usage { problem: format!("fuzz does not know {arg:?}"), usage: usage() });
+        } else {
+            options.targets.push(arg.clone());
+        }
+    }
+    Ok(options)
+}
+
+fn usage() -> String {
+    let mut text = String::from("Usage: cargo xtask <COMMAND>\n\nCommands:\n");
+    text.push_str("  ci [--skip-tests]                every step below, in order, until one fails\n");
+    for step in ci::STEPS {
+        let call = if step.name == "fuzz" { "fuzz [--seconds N] [TARGET..]" } else { step.name };
+        text.push_str(&format!("  {call:<32} {}\n", step.about));
+    }
+    text.push_str("  help                             this text");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(args: &[&str]) -> Vec<String> {
+        args.iter().map(|arg| (*arg).to_owned()).collect()
+    }
+
+    #[test]
+    fn fuzz_takes_seconds_and_targets_in_any_order() {
+        let options = fuzz_options(&strings(&["gguf", "--seconds", "7", "config"])).unwrap();
+        assert_eq!(options.duration, Duration::from_secs(7));
+        assert_eq!(options.targets, ["gguf", "config"]);
+        assert_eq!(fuzz_options(&[]).unwrap().duration, fuzz::DEFAULT_DURATION);
+    }
+
+    #[test]
+    fn bad_arguments_are_refused_before_anything_runs() {
+        for args in [
+            &["fuzz", "--seconds"][..],
+            &["fuzz", "--seconds", "0"],
+            &["fuzz", "--jobs"],
+            &["ci", "--fast"],
+            &["tidy", "now"],
+            &["polish"],
+            &[],
+        ] {
+            assert!(matches!(dispatch(&strings(args)), Err(Error::Usage { .. })), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Miri interprets the scalar kernels and the packings and reports undefined behaviour that no test can see.
+//!
+//! It cannot run vector intrinsics, so the kernels of each ISA rely on being equal to the scalar ones instead.
+
+use std::time::Duration;
+
+use crate::ci::Outcome;
+use crate::command::{cargo, run, run_within, succeeds};
+use crate::error::Error;
+
+/// Substrings of the test names that Miri runs.
+const TESTS: [&str; 2] = ["scalar", "packing"];
+/// Interpreted code is some hundred times slower; the full number of generated cases runs natively.
+const PROPTEST_CASES: &str = "4";
+
+pub(crate) fn check(limit: Option<Duration>) -> Result<Outcome, Error> {
+    let Some(toolchain) = [None, Some("+nightly")].into_iter().find(|&toolchain| has_miri(toolchain)) else {
+        let hint = "Miri is not installed (rustup toolchain install nightly --component miri,rust-src)";
+        return Ok(Outcome::Skipped(hint.into()));
+    };
+    let mut miri = cargo(toolchain);
+    miri.args(["miri", "test", "--package", "bitnet-quant", "--lib", "--target-dir", "target/miri", "--"]);
+    miri.args(TESTS);
+    // proptest looks for its file of earlier failures, which isolation forbids.
+    miri.env("MIRIFLAGS", "-Zmiri-disable-isolation").env("PROPTEST_CASES", PROPTEST_CASES);
+    let Some(limit) = limit else {
+        run(miri)?;
+        return Ok(Outcome::Done);
+    };
+    Ok(if run_within(limit, miri)? {
+        Outcome::Done
+    } else {
+        Outcome::Skipped(format!("longer than {} s here; run `cargo xtask miri`", limit.as_secs()))
+    })
+}
+
+fn has_miri(toolchain: Option<&str>) -> bool {
+    succeeds(cargo(toolchain.into_iter().chain(["miri", "--version"])))
+}
