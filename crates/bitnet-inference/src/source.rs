@@ -1,0 +1,164 @@
+//! Where a model comes from: a GGUF file, or a Hugging Face checkpoint. Both answer the same questions, so that the
+//! loader and the converter need not know which they have.
+
+mod gguf;
+mod hf;
+mod parts;
+
+use std::path::Path;
+
+use bitnet_core::file::{Bytes, Mapping};
+use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer};
+use bitnet_core::{Error as CoreError, Result as CoreResult};
+use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::packing::{I2sLayout, TernaryFormat};
+
+pub use gguf::GgufSource;
+pub use hf::{HfFiles, HfSource};
+pub use parts::{Part, Proj, Role};
+
+use crate::Result;
+use crate::config::ModelConfig;
+
+/// The bytes that a GGUF file begins with.
+const GGUF_MAGIC: &[u8] = b"GGUF";
+
+/// A tensor as a file stores it.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    /// Its name in the file, for messages.
+    pub name: String,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Its bytes and what they mean.
+    pub data: StoredData,
+    /// The order of its rows.
+    pub row_order: RowOrder,
+}
+
+/// Bytes of a tensor and what they mean.
+#[derive(Debug, Clone)]
+pub enum StoredData {
+    /// Values in a dense format.
+    Dense(DenseFormat, Bytes),
+    /// Values in a dense format that stand for ternary weights: they are quantised (absmean) when loaded.
+    Master(DenseFormat, Bytes),
+    /// Packed ternary weights.
+    Ternary {
+        /// How they are packed.
+        format: TernaryFormat,
+        /// The packed bytes.
+        bytes: Bytes,
+        /// A factor for the whole tensor beside what the format holds itself.
+        scale: f32,
+    },
+}
+
+impl StoredData {
+    /// The bytes in the file.
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            StoredData::Dense(_, bytes) | StoredData::Master(_, bytes) => bytes,
+            StoredData::Ternary { bytes, .. } => bytes,
+        }
+    }
+
+    /// The name of the format.
+    pub fn format_name(&self) -> &'static str {
+        match self {
+            StoredData::Dense(format, _) | StoredData::Master(format, _) => format.name(),
+            StoredData::Ternary { format, .. } => format.name(),
+        }
+    }
+}
+
+/// The order in which a file has the rows of a query or key projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// The halves of a head one after the other, as the engine rotates them.
+    Halves,
+    /// Row 2i and 2i + 1 of a head are element i of its halves.
+    Interleaved {
+        /// Rows of a head.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// The row of the file that holds row `r` of the engine's order.
+    pub fn file_row(self, r: usize) -> usize {
+        match self {
+            RowOrder::Halves => r,
+            RowOrder::Interleaved { head_dim } => {
+                let (head, i) = (r / head_dim, r % head_dim);
+                let half = head_dim / 2;
+                head * head_dim + 2 * (i % half) + i / half
+            }
+        }
+    }
+}
+
+/// What turns text into token ids, and how an answer ends.
+#[derive(Debug)]
+pub struct TextParts {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The vocabulary as GGUF describes it, where GGUF can.
+    pub vocabulary: CoreResult<GgufVocabulary>,
+    /// The source of the file's chat template.
+    pub chat_template: Option<String>,
+    /// The token at the beginning of a text, or nothing.
+    pub bos_token: String,
+    /// The token at the end of a text, or nothing.
+    pub eos_token: String,
+    /// Suggested sampling, and every id that ends an answer.
+    pub generation: GenerationConfig,
+}
+
+/// A model file or folder.
+pub trait Source: std::fmt::Debug + Send + Sync {
+    /// The file, for messages.
+    fn path(&self) -> &Path;
+    /// `gguf` or `safetensors`.
+    fn format_name(&self) -> &'static str;
+    /// The name that the file gives to its architecture.
+    fn architecture(&self) -> &str;
+    /// The configuration.
+    fn config(&self) -> &ModelConfig;
+    /// The tensor of a role; `None` when the file has none.
+    fn tensor(&self, role: Role) -> Result<Option<StoredTensor>>;
+    /// Names of the file's tensors that no role of this model uses.
+    fn unused_tensors(&self) -> Vec<String>;
+    /// The tokenizer and what belongs to it; `None` when the model has none.
+    fn text(&self) -> Result<Option<TextParts>>;
+}
+
+/// Opens a GGUF file, a safetensors file with a `config.json` beside it, or a folder with both.
+pub fn open(path: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
+    if path.is_dir() {
+        return Ok(Box::new(HfSource::open(path)?));
+    }
+    let mapping = Mapping::open(path)?;
+    if mapping.as_slice().starts_with(GGUF_MAGIC) {
+        return Ok(Box::new(GgufSource::new(mapping, layout)?));
+    }
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        return Ok(Box::new(HfSource::open_file(mapping)?));
+    }
+    let hint = "models come as GGUF, or as safetensors with a config.json beside it";
+    Err(CoreError::UnknownFormat { path: path.into(), hint }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaved_rows_come_back_in_halves() {
+        let order = RowOrder::Interleaved { head_dim: 4 };
+        // A file written from halves (a0 a1 b0 b1) has a0 b0 a1 b1.
+        assert_eq!([0, 1, 2, 3, 4].map(|r| order.file_row(r)), [0, 2, 1, 3, 4]);
+    }
+}
