@@ -5,6 +5,8 @@
 
 pub mod gguf;
 mod mapping;
+mod output;
 pub mod safetensors;
 
 pub use mapping::{Bytes, Mapping};
+pub use output::TensorSink;

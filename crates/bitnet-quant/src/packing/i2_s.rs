@@ -6,10 +6,10 @@
 
 use super::{I2sLayout, pack_planes, unpack_plane, unpack_planes};
 
-/// The scale behind the codes.
-pub(super) const SCALE_BYTES: usize = 4;
-/// The scale and its padding as written: some readers refuse a last tensor without the padding.
-pub(super) const TRAILER_BYTES: usize = 32;
+/// Bytes of the scale behind the codes.
+pub const SCALE_BYTES: usize = 4;
+/// Bytes of the scale and its padding as written: some readers refuse a last tensor without the padding.
+pub const TRAILER_BYTES: usize = 32;
 
 const SHIFTS: [u32; 4] = [6, 4, 2, 0];
 

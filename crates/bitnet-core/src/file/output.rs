@@ -1,0 +1,93 @@
+//! Model files are written whole or not at all: under a temporary name in the same folder, renamed when the last
+//! byte is on disk. A failure leaves whatever was there before.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Large enough that the system call costs nothing beside the bytes.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A file that appears at its path when [`publish`](Self::publish) is called, and is removed otherwise.
+pub(super) struct OutputFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: BufWriter<File>,
+}
+
+impl OutputFile {
+    /// Begins a file that will be at `path`.
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let name = path.file_name().ok_or_else(|| Error::io(path, io::ErrorKind::InvalidFilename.into()))?;
+        for attempt in 0u64.. {
+            let mut hidden = std::ffi::OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}-{attempt}.partial", std::process::id()));
+            let temporary = path.with_file_name(hidden);
+            match File::create_new(&temporary) {
+                Ok(file) => {
+                    let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
+                    return Ok(OutputFile { path: path.to_owned(), temporary, writer });
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(&temporary, e)),
+            }
+        }
+        unreachable!("a folder has fewer than 2^64 files")
+    }
+
+    /// Appends bytes.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))
+    }
+
+    /// Appends a tensor of `size` bytes, which `data` writes.
+    pub(super) fn write_tensor(
+        &mut self,
+        name: &str,
+        size: usize,
+        data: impl FnOnce(&mut TensorSink<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut sink = TensorSink { file: self, name, left: size };
+        data(&mut sink)?;
+        if sink.left != 0 {
+            let problem = format!("ended {} bytes short of its {size}", sink.left);
+            return Err(Error::bad_tensor(&self.path, name, problem));
+        }
+        Ok(())
+    }
+
+    /// Waits until the bytes are on disk and gives the file its name.
+    pub(super) fn publish(mut self) -> Result<()> {
+        let on_disk = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
+        on_disk.map_err(|e| Error::io(&self.temporary, e))?;
+        fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        // After `publish` there is nothing under this name, and a failure to tidy up must not hide the error
+        // that led here.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Takes the bytes of one tensor, exactly as many as its shape says.
+pub struct TensorSink<'a> {
+    file: &'a mut OutputFile,
+    name: &'a str,
+    left: usize,
+}
+
+impl TensorSink<'_> {
+    /// Appends some of the tensor's bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.left = self.left.checked_sub(bytes.len()).ok_or_else(|| {
+            Error::bad_tensor(&self.file.path, self.name, "has more bytes than its shape and type say")
+        })?;
+        self.file.write(bytes)
+    }
+}
