@@ -8,9 +8,12 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod float_kernels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod ternary_kernels;
+mod vector;
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,7 +1,183 @@
-//! Placeholder.
+//! AVX2 with FMA and F16C: `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits.
+//!
+//! A pair is at most 2·3·128 = 768 in magnitude, even if a code were 3, and a block adds four pairs to each 16-bit sum:
+//! after [`BLOCKS_IN_16_BITS`] blocks it is at most 24,576, and is widened before it could overflow.
 
-use super::Kernels;
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+use super::float_kernels::table;
+use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::vector::{MAX_LANES, Vector, intrinsics};
+use super::{Isa, Kernels};
+use crate::layout::BLOCK_BYTES;
+
+/// Blocks whose products are summed in 16 bits.
+const BLOCKS_IN_16_BITS: usize = 8;
+/// How far ahead of its use each row of codes is asked for.
+const PREFETCH_BYTES: usize = 4096;
+
+static KERNELS: Kernels = table! {
+    isa: Isa::Avx2,
+    variant: "avx2",
+    features: "avx2,fma,f16c",
+    vector: __m256,
+    sums: 8,
+    blocks: __m256,
+    ternary: Maddubs,
+};
 
 pub(super) fn detect() -> Option<&'static Kernels> {
-    None
+    let available = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    available.then_some(&KERNELS)
+}
+
+struct Maddubs;
+
+impl Ternary for Maddubs {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        // SAFETY: the caller vouches for the rows and the token.
+        unsafe { Self::tile(rows, row_bytes, [x])[0] }
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        let mut acc = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+        for start in (0..row_bytes).step_by(BLOCKS_IN_16_BITS * BLOCK_BYTES) {
+            let end = row_bytes.min(start + BLOCKS_IN_16_BITS * BLOCK_BYTES);
+            let mut acc16 = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+            for at in (start..end).step_by(BLOCK_BYTES) {
+                for r in 0..TILE_ROWS {
+                    // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+                    unsafe {
+                        if T == 1 {
+                            _mm_prefetch::<_MM_HINT_T0>(rows[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                        }
+                        let w = codes(_mm256_loadu_si256(rows[r].add(at).cast()));
+                        for t in 0..T {
+                            for j in 0..4 {
+                                let x = _mm256_loadu_si256(x[t].add(4 * at + 32 * j).cast());
+                                acc16[t][r] = _mm256_add_epi16(acc16[t][r], _mm256_maddubs_epi16(w[j], x));
+                            }
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..TILE_ROWS {
+                    acc[t][r] = _mm256_add_epi32(acc[t][r], widen(acc16[t][r]));
+                }
+            }
+        }
+        acc.map(|acc| sums(acc))
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        for (b, out) in out.chunks_mut(4).enumerate() {
+            let mut halves = [_mm256_setzero_si256(); 4];
+            for i in (0..out.len()).step_by(2) {
+                let at = (2 * b + i / 2) * BLOCK_BYTES;
+                // SAFETY: each pair of outputs has a whole block of codes and of activations.
+                unsafe {
+                    let w = codes(_mm256_loadu_si256(w.as_ptr().add(at).cast()));
+                    let products: [_; 4] = from_fn(|j| {
+                        let x = _mm256_loadu_si256(x.as_ptr().add(4 * at + 32 * j).cast());
+                        _mm256_maddubs_epi16(w[j], x)
+                    });
+                    halves[i] = widen(_mm256_add_epi16(products[0], products[1]));
+                    halves[i + 1] = widen(_mm256_add_epi16(products[2], products[3]));
+                }
+            }
+            out.copy_from_slice(&sums(halves)[..out.len()]);
+        }
+    }
+}
+
+/// The codes of columns 0..32, 32..64, 64..96 and 96..128 of a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn codes(w: __m256i) -> [__m256i; 4] {
+    let mask = _mm256_set1_epi8(3);
+    [_mm256_srli_epi16::<6>(w), _mm256_srli_epi16::<4>(w), _mm256_srli_epi16::<2>(w), w]
+        .map(|w| _mm256_and_si256(w, mask))
+}
+
+/// Sums of neighbouring 16-bit integers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(v: __m256i) -> __m256i {
+    _mm256_madd_epi16(v, _mm256_set1_epi16(1))
+}
+
+/// The sums of four registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums(v: [__m256i; 4]) -> [i32; 4] {
+    let quads = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
+    let mut out = [0; 4];
+    // SAFETY: four integers.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) };
+    out
+}
+
+impl Vector for __m256 {
+    const LANES: usize = 8;
+
+    intrinsics! {
+        fn splat(x: f32) -> Self { _mm256_set1_ps(x) }
+        fn load(p: *const f32) -> Self { _mm256_loadu_ps(p) }
+        fn store(self, p: *mut f32) { _mm256_storeu_ps(p, self) }
+        fn load_f16(p: *const u16) -> Self { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        fn load_bf16(p: *const u16) -> Self {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+        fn load_i8(p: *const i8) -> Self { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+        fn load_i32(p: *const i32) -> Self { _mm256_cvtepi32_ps(_mm256_loadu_si256(p.cast())) }
+        fn store_i8(self, p: *mut i8) {
+            // Only the lowest byte is kept, as a NaN's other bytes would saturate.
+            let bytes = _mm256_and_si256(_mm256_cvtps_epi32(self), _mm256_set1_epi32(0xff));
+            let words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words))
+        }
+        fn add(self, other: Self) -> Self { _mm256_add_ps(self, other) }
+        fn sub(self, other: Self) -> Self { _mm256_sub_ps(self, other) }
+        fn mul(self, other: Self) -> Self { _mm256_mul_ps(self, other) }
+        fn div(self, other: Self) -> Self { _mm256_div_ps(self, other) }
+        fn fma(self, b: Self, c: Self) -> Self { _mm256_fmadd_ps(self, b, c) }
+        fn neg(self) -> Self { _mm256_xor_ps(self, _mm256_set1_ps(-0.0)) }
+        fn round(self) -> Self { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self) }
+        fn power_of_two(self) -> Self {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        }
+        fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
+            _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(self, other))
+        }
+        fn trees(v: &[Self; MAX_LANES]) -> Self {
+            // Vectors 4 apart share a register first, so that the sums end up in order.
+            let halves: [Self; 4] = from_fn(|i| {
+                let (a, b) = (v[i], v[i + 4]);
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+            });
+            let pairs: [Self; 2] = from_fn(|i| {
+                let (a, b) = (halves[2 * i], halves[2 * i + 1]);
+                _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b))
+            });
+            let [a, b] = pairs;
+            _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xDD>(a, b))
+        }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
 }

@@ -1,7 +1,230 @@
-//! Placeholder.
+//! AVX-512 with VNNI: `vpdpbusd` multiplies unsigned codes with signed activations, 64 at a time.
+//!
+//! A block of 32 bytes is broadcast to both halves of a register and masked, never shifted: with the mask 0xC0 in the
+//! low half and 0x30 in the high half the register holds columns 0..64 of the block in order, times 64 and 16; with
+//! 0x0C and 0x03 columns 64..128, times 4 and 1. The factors leave the sums by shifts, once a row. A sum of 131,072
+//! columns stays below 2^25 · 64 / 16 lanes and even codes of 3, which no file holds, do not overflow.
 
-use super::Kernels;
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+use super::float_kernels::table;
+use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::vector::{MAX_LANES, Vector, intrinsics};
+use super::{Isa, Kernels};
+use crate::layout::BLOCK_BYTES;
+
+/// How far ahead of its use each row of codes is asked for.
+const PREFETCH_BYTES: usize = 4096;
+
+static KERNELS: Kernels = table! {
+    isa: Isa::Avx512,
+    variant: "avx512-vnni",
+    features: "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+    vector: __m512,
+    sums: 16,
+    blocks: __m256,
+    ternary: Vnni,
+};
 
 pub(super) fn detect() -> Option<&'static Kernels> {
-    None
+    let available = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    available.then_some(&KERNELS)
+}
+
+struct Vnni;
+
+impl Ternary for Vnni {
+    const TILE_TOKENS: usize = 6;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        let mut first = [_mm512_setzero_si512(); TILE_ROWS];
+        let mut second = first;
+        for at in (0..row_bytes).step_by(BLOCK_BYTES) {
+            // SAFETY: whole blocks of each row and of x; a prefetch may have any address.
+            unsafe {
+                let x = x.add(4 * at);
+                let (x0, x1) = (_mm512_loadu_si512(x.cast()), _mm512_loadu_si512(x.add(64).cast()));
+                for r in 0..TILE_ROWS {
+                    _mm_prefetch::<_MM_HINT_T0>(rows[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                    let w = load_block(rows[r].add(at));
+                    first[r] = _mm512_dpbusd_epi32(first[r], _mm512_and_si512(w, first_half()), x0);
+                    second[r] = _mm512_dpbusd_epi32(second[r], _mm512_and_si512(w, second_half()), x1);
+                }
+            }
+        }
+        sums(from_fn(|r| _mm512_add_epi32(_mm512_srai_epi32::<4>(first[r]), second[r])))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        let mut acc = [[_mm512_setzero_si512(); TILE_ROWS]; T];
+        // The first halves of all blocks, then the second halves: one set of sums instead of two.
+        for (offset, mask) in [(0, first_half()), (64, second_half())] {
+            for t in 0..T {
+                for r in 0..TILE_ROWS {
+                    acc[t][r] = _mm512_srai_epi32::<4>(acc[t][r]);
+                }
+            }
+            for at in (0..row_bytes).step_by(BLOCK_BYTES) {
+                // SAFETY: whole blocks of each row and of each token.
+                unsafe {
+                    let w: [_; TILE_ROWS] = from_fn(|r| _mm512_and_si512(load_block(rows[r].add(at)), mask));
+                    for t in 0..T {
+                        let x = _mm512_loadu_si512(x[t].add(4 * at + offset).cast());
+                        for r in 0..TILE_ROWS {
+                            acc[t][r] = _mm512_dpbusd_epi32(acc[t][r], w[r], x);
+                        }
+                    }
+                }
+            }
+        }
+        acc.map(|acc| sums(acc))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        let zero = _mm512_setzero_si512();
+        for (b, out) in out.chunks_mut(4).enumerate() {
+            let mut halves = [zero; 4];
+            for (i, half) in halves.iter_mut().enumerate().take(out.len()) {
+                let at = (2 * b + i / 2) * BLOCK_BYTES;
+                // SAFETY: each pair of outputs has a whole block of codes and of activations.
+                unsafe {
+                    let w = load_block(w.as_ptr().add(at));
+                    let x = _mm512_loadu_si512(x.as_ptr().add(4 * at + i % 2 * 64).cast());
+                    *half = if i % 2 == 0 {
+                        let sum = _mm512_dpbusd_epi32(zero, _mm512_and_si512(w, first_half()), x);
+                        _mm512_srai_epi32::<4>(sum)
+                    } else {
+                        _mm512_dpbusd_epi32(zero, _mm512_and_si512(w, second_half()), x)
+                    };
+                }
+            }
+            out.copy_from_slice(&sums(halves)[..out.len()]);
+        }
+    }
+}
+
+/// Columns 0..64 of a block, times 64 and 16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn first_half() -> __m512i {
+    _mm512_inserti64x4::<1>(_mm512_set1_epi8(0xC0u8 as i8), _mm256_set1_epi8(0x30))
+}
+
+/// Columns 64..128 of a block, times 4 and 1.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn second_half() -> __m512i {
+    _mm512_inserti64x4::<1>(_mm512_set1_epi8(0x0C), _mm256_set1_epi8(0x03))
+}
+
+/// A block in both halves of a register.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_block(w: *const u8) -> __m512i {
+    // SAFETY: the caller vouches for a block.
+    _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(w.cast()) })
+}
+
+/// The sums of four registers whose low halves are times 4.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn sums(v: [__m512i; 4]) -> [i32; 4] {
+    let pairs = [0, 2].map(|i| {
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[i], v[i + 1]), _mm512_unpackhi_epi32(v[i], v[i + 1]))
+    });
+    let quads = _mm512_add_epi32(
+        _mm512_unpacklo_epi64(pairs[0], pairs[1]),
+        _mm512_unpackhi_epi64(pairs[0], pairs[1]),
+    );
+    let low = _mm256_srai_epi32::<2>(_mm512_castsi512_si256(quads));
+    let sum = _mm256_add_epi32(low, _mm512_extracti64x4_epi64::<1>(quads));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+    let mut out = [0; 4];
+    // SAFETY: four integers.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) };
+    out
+}
+
+impl Vector for __m512 {
+    const LANES: usize = 16;
+
+    intrinsics! {
+        fn splat(x: f32) -> Self { _mm512_set1_ps(x) }
+        fn load(p: *const f32) -> Self { _mm512_loadu_ps(p) }
+        fn store(self, p: *mut f32) { _mm512_storeu_ps(p, self) }
+        fn load_f16(p: *const u16) -> Self { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        fn load_bf16(p: *const u16) -> Self {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+        fn load_i8(p: *const i8) -> Self { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+        fn load_i32(p: *const i32) -> Self { _mm512_cvtepi32_ps(_mm512_loadu_si512(p.cast())) }
+        fn store_i8(self, p: *mut i8) {
+            _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self)))
+        }
+        fn add(self, other: Self) -> Self { _mm512_add_ps(self, other) }
+        fn sub(self, other: Self) -> Self { _mm512_sub_ps(self, other) }
+        fn mul(self, other: Self) -> Self { _mm512_mul_ps(self, other) }
+        fn div(self, other: Self) -> Self { _mm512_div_ps(self, other) }
+        fn fma(self, b: Self, c: Self) -> Self { _mm512_fmadd_ps(self, b, c) }
+        fn neg(self) -> Self { _mm512_xor_ps(self, _mm512_set1_ps(-0.0)) }
+        fn round(self) -> Self { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self) }
+        fn power_of_two(self) -> Self {
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        }
+        fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, other), otherwise, then)
+        }
+        fn trees(v: &[Self; MAX_LANES]) -> Self {
+            // Vector 4i + q ends up in lane 4q + i, so vectors are taken in that order.
+            let v: [Self; 16] = from_fn(|s| v[s % 4 * 4 + s / 4]);
+            let halves: [Self; 8] = from_fn(|i| {
+                let (a, b) = (v[2 * i], v[2 * i + 1]);
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b))
+            });
+            let quarters: [Self; 4] = from_fn(|i| {
+                let (a, b) = (halves[2 * i], halves[2 * i + 1]);
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b))
+            });
+            let pairs: [Self; 2] = from_fn(|i| {
+                let (a, b) = (quarters[2 * i], quarters[2 * i + 1]);
+                _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b))
+            });
+            let [a, b] = pairs;
+            _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b))
+        }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize, fill: f32) -> Self {
+        // SAFETY: the mask keeps the load to the first n elements, which the caller vouches for.
+        unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        // SAFETY: the mask keeps the store to the first n elements, which the caller vouches for.
+        unsafe { _mm512_mask_storeu_ps(p, first_lanes(n), self) }
+    }
+}
+
+fn first_lanes(n: usize) -> __mmask16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
 }

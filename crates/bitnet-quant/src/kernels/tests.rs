@@ -1,1 +1,396 @@
-//! Every table against the oracle.
+//! Every table against the oracle, bit for bit.
+
+use half::f16;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::layout::{pack_row, padded_cols, row_bytes};
+
+/// Equal bits, or both NaN: the payload of a NaN is the processor's.
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+#[track_caller]
+fn assert_same(kernels: &Kernels, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len());
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!(same(*got, *want), "{kernels:?}: element {i} is {got:e}, the oracle has {want:e}");
+    }
+}
+
+fn vector_tables() -> impl Iterator<Item = &'static Kernels> {
+    Kernels::available().into_iter().filter(|k| k.isa() != Isa::Scalar)
+}
+
+/// A copy that starts one element past an allocation's start, where vectors are not aligned.
+struct Shifted<T>(Vec<T>);
+
+impl<T: Copy> Shifted<T> {
+    fn new(v: &[T]) -> Self {
+        Shifted(v.first().into_iter().chain(v).copied().collect())
+    }
+}
+
+impl<T> std::ops::Deref for Shifted<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.0.get(1..).unwrap_or(&[])
+    }
+}
+
+impl<T> std::ops::DerefMut for Shifted<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.0.get_mut(1..).unwrap_or(&mut [])
+    }
+}
+
+/// Values whose sums depend on their order, with zeros of both signs, subnormals and large magnitudes among them.
+fn finite() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        8 => -4.0f32..4.0,
+        2 => any::<u32>().prop_map(|b| f32::from_bits(b & 0x83ff_ffff | 0x3c00_0000)),
+        1 => prop_oneof![Just(0.0f32), Just(-0.0), Just(1e15), Just(-1e15), Just(1e-30), Just(-1e-30)],
+        1 => any::<u32>().prop_map(|b| f32::from_bits(b & 0x807f_ffff)),
+    ]
+}
+
+/// The same with infinities and NaN.
+fn any_value() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        200 => finite(),
+        1 => Just(f32::INFINITY),
+        1 => Just(f32::NEG_INFINITY),
+        1 => Just(f32::NAN),
+        4 => any::<u32>().prop_map(f32::from_bits),
+    ]
+}
+
+fn half_bits() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        20 => (-2.0f32..2.0).prop_map(|v| f16::from_f32(v).to_bits()),
+        2 => any::<u16>().prop_map(|b| b & 0xbfff),
+        1 => prop_oneof![Just(0u16), Just(0x8000), Just(1), Just(0x83ff)],
+    ]
+}
+
+fn lengths() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        Just(1usize),
+        Just(3),
+        Just(100),
+        Just(255),
+        Just(256),
+        Just(257),
+        Just(300),
+        Just(512),
+        1..1100usize,
+    ]
+}
+
+fn head_dims() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        Just(2usize),
+        Just(6),
+        Just(32),
+        Just(40),
+        Just(64),
+        Just(80),
+        Just(96),
+        Just(128),
+        Just(256),
+        (1..=66usize).prop_map(|half| 2 * half),
+    ]
+}
+
+fn ternary_case() -> impl Strategy<Value = (usize, usize, usize, Vec<u8>, Vec<i8>)> {
+    (1..=9usize, 1..=20usize, 1..=15usize).prop_flat_map(|(rows, blocks, n)| {
+        let w = vec(any::<u8>(), rows * blocks * BLOCK / 4);
+        let x = vec(prop_oneof![4 => any::<i8>(), 1 => Just(-128i8), 1 => Just(127)], n * blocks * BLOCK);
+        (Just(rows), Just(blocks), Just(n), w, x)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn ternary_products_are_exact((rows, blocks, n, w, x) in ternary_case()) {
+        let (w, x) = (Shifted::new(&w), Shifted::new(&x));
+        let row_bytes = blocks * BLOCK / 4;
+        let mut want = vec![0; n * rows];
+        scalar::KERNELS.gemm_i2_i8(&w, row_bytes, &x, n, &mut want);
+        let mut want64 = vec![0; row_bytes / 16];
+        scalar::KERNELS.dot64_i2_i8(&w[..row_bytes], &x[..4 * row_bytes], &mut want64);
+        for kernels in vector_tables() {
+            let mut got = vec![-1; want.len()];
+            kernels.gemm_i2_i8(&w, row_bytes, &x, n, &mut got);
+            prop_assert_eq!(&got, &want, "{:?}", kernels);
+            let mut got = vec![-1; want64.len()];
+            kernels.dot64_i2_i8(&w[..row_bytes], &x[..4 * row_bytes], &mut got);
+            prop_assert_eq!(&got, &want64, "{:?}", kernels);
+        }
+    }
+
+    #[test]
+    fn rows_have_one_order(
+        (w, x) in lengths().prop_flat_map(|n| (vec(finite(), n), vec(finite(), n))),
+        bytes in vec(any::<u8>(), 4 * 1100),
+    ) {
+        let x = Shifted::new(&x);
+        for form in [DenseRow::F32, DenseRow::F16, DenseRow::BF16, DenseRow::Q8_0] {
+            let n = if form == DenseRow::Q8_0 { x.len() / 32 * 32 } else { x.len() };
+            let stored: Vec<u8> = match form {
+                DenseRow::F32 => w.iter().flat_map(|w| w.to_le_bytes()).collect(),
+                DenseRow::F16 => w.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect(),
+                DenseRow::BF16 => w.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect(),
+                DenseRow::Q8_0 => bytes.clone(),
+            };
+            let stored = Shifted::new(&stored[..form.row_bytes(n)]);
+            let want = scalar::KERNELS.row_dot(form, &stored, &x[..n]);
+            for kernels in vector_tables() {
+                assert_same(kernels, &[kernels.row_dot(form, &stored, &x[..n])], &[want]);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_any_bits_have_one_order(
+        (w, x) in lengths().prop_flat_map(|n| (vec(any_value(), n), vec(any_value(), n))),
+    ) {
+        let stored: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let mut lanes_want = x.clone();
+        scalar::KERNELS.accumulate(&mut lanes_want, &w, &x);
+        for kernels in vector_tables() {
+            let want = scalar::KERNELS.row_dot(DenseRow::F32, &stored, &x);
+            assert_same(kernels, &[kernels.row_dot(DenseRow::F32, &stored, &x)], &[want]);
+            let mut lanes = x.clone();
+            kernels.accumulate(&mut lanes, &w, &x);
+            assert_same(kernels, &lanes, &lanes_want);
+        }
+    }
+
+    #[test]
+    fn blocks_have_one_order(pairs in vec((any::<i32>(), finite()), 0..70)) {
+        let (acc, d): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let want = scalar::KERNELS.block_sum(&acc, &d);
+        for kernels in vector_tables() {
+            assert_same(kernels, &[kernels.block_sum(&acc, &d)], &[want]);
+        }
+    }
+
+    #[test]
+    fn norms_and_sums_agree(
+        (x, w) in lengths().prop_flat_map(|n| (vec(any_value(), n), vec(any_value(), n))),
+        eps in 1e-6f32..1e-4,
+    ) {
+        let x = Shifted::new(&x);
+        let mut want = vec![0.0; x.len()];
+        scalar::KERNELS.rms_norm(&x, &w, eps, &mut want);
+        let mut sum = x.to_vec();
+        scalar::KERNELS.add(&mut sum, &w);
+        let mut merged = x.to_vec();
+        scalar::KERNELS.merge(&mut merged, 0.3, &w, 1.7);
+        for kernels in vector_tables() {
+            prop_assert_eq!(kernels.absmax_bits(&x), scalar::KERNELS.absmax_bits(&x));
+            let mut got = vec![1.0; x.len()];
+            kernels.rms_norm(&x, &w, eps, &mut got);
+            assert_same(kernels, &got, &want);
+            let mut got = x.to_vec();
+            kernels.add(&mut got, &w);
+            assert_same(kernels, &got, &sum);
+            let mut got = x.to_vec();
+            kernels.merge(&mut got, 0.3, &w, 1.7);
+            assert_same(kernels, &got, &merged);
+        }
+    }
+
+    #[test]
+    fn activations_quantise_alike(x in lengths().prop_flat_map(|n| vec(any_value(), n)), a in 0.1f32..100.0) {
+        // Multiples of one half are ties.
+        let ties: Vec<f32> = x.iter().map(|x| (x * 4.0).trunc() * 0.5).collect();
+        for (x, a) in [(&x, a), (&ties, 1.0)] {
+            let mut want = vec![1; padded_cols(x.len())];
+            let sum = scalar::KERNELS.quantize_i8(x, a, &mut want);
+            for kernels in vector_tables() {
+                let mut got = vec![2; want.len()];
+                prop_assert_eq!(kernels.quantize_i8(x, a, &mut got), sum);
+                prop_assert_eq!(&got, &want);
+            }
+        }
+    }
+
+    #[test]
+    fn gates_agree((g, up) in lengths().prop_flat_map(|n| {
+        let gate = prop_oneof![3 => -100.0f32..100.0, 1 => any_value()];
+        (vec(gate, n), vec(finite(), n))
+    })) {
+        for f in [Activation::Relu2, Activation::Silu] {
+            let mut want = g.clone();
+            scalar::KERNELS.gate(f, &mut want, &up);
+            for kernels in vector_tables() {
+                let mut got = Shifted::new(&g);
+                kernels.gate(f, &mut got, &up);
+                assert_same(kernels, &got, &want);
+            }
+        }
+    }
+
+    #[test]
+    fn rotations_agree((x, angles) in head_dims().prop_flat_map(|n| (vec(finite(), n), vec((finite(), finite()), n / 2)))) {
+        let (cos, sin): (Vec<_>, Vec<_>) = angles.into_iter().unzip();
+        let mut want = x.clone();
+        scalar::KERNELS.rotate(&mut want, &cos, &sin, 0.088);
+        for kernels in vector_tables() {
+            let mut got = Shifted::new(&x);
+            kernels.rotate(&mut got, &cos, &sin, 0.088);
+            assert_same(kernels, &got, &want);
+        }
+    }
+
+    #[test]
+    fn attention_agrees_in_single_precision(
+        (q, k, v, n) in (head_dims(), prop_oneof![1..40usize, 250..=256usize]).prop_flat_map(|(dim, n)| {
+            (vec(finite(), dim), vec(any_value(), dim * n), vec(finite(), dim * n), Just(n))
+        }),
+    ) {
+        check_attention(&q, KvRows::F32(&Shifted::new(&k)), KvRows::F32(&Shifted::new(&v)), n);
+    }
+
+    #[test]
+    fn attention_agrees_in_half_precision(
+        (q, k, v, n) in (head_dims(), prop_oneof![1..40usize, 250..=256usize]).prop_flat_map(|(dim, n)| {
+            (vec(-1.0f32..1.0, dim), vec(half_bits(), dim * n), vec(half_bits(), dim * n), Just(n))
+        }),
+    ) {
+        check_attention(&q, KvRows::F16(&Shifted::new(&k)), KvRows::F16(&Shifted::new(&v)), n);
+    }
+
+    /// One dimension and small differences: the weights are exp(x), seen through V = 1.
+    #[test]
+    fn exponentials_agree(x in vec(prop_oneof![-90.0f32..0.0, any_value()], 1..=256)) {
+        let k: Vec<f32> = x.iter().flat_map(|x| [*x, 0.0]).collect();
+        let v: Vec<f32> = x.iter().enumerate().flat_map(|(i, _)| [1.0, i as f32]).collect();
+        check_attention(&[1.0, 0.0], KvRows::F32(&k), KvRows::F32(&v), x.len());
+    }
+}
+
+#[track_caller]
+fn check_attention(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize) {
+    let mut want = vec![0.0; q.len()];
+    let (max, sum) = scalar::KERNELS.attend(q, k, v, n, &mut want);
+    for kernels in vector_tables() {
+        let mut got = Shifted::new(&vec![9.0; q.len()]);
+        let (got_max, got_sum) = kernels.attend(q, k, v, n, &mut got);
+        assert_same(kernels, &[got_max, got_sum], &[max, sum]);
+        assert_same(kernels, &got, &want);
+    }
+}
+
+#[test]
+fn the_largest_products_do_not_overflow() {
+    const COLS: usize = 16_384;
+    let mut row = vec![0; row_bytes(COLS)];
+    pack_row(&[2; COLS], &mut row);
+    let w = row.repeat(5);
+    for (code, n) in [(127i8, 1), (127, 7), (-128, 1), (-128, 7)] {
+        for kernels in Kernels::available() {
+            let mut out = vec![0; 5 * n];
+            kernels.gemm_i2_i8(&w, row.len(), &vec![code; n * COLS], n, &mut out);
+            assert!(out.iter().all(|v| *v == COLS as i32 * 2 * i32::from(code)), "{kernels:?} {out:?}");
+            let mut out = vec![0; COLS / 64];
+            kernels.dot64_i2_i8(&row, &vec![code; COLS], &mut out);
+            assert!(out.iter().all(|v| *v == 64 * 2 * i32::from(code)), "{kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn the_widest_rows_do_not_overflow() {
+    let x = vec![-128; crate::ternary::MAX_COLS];
+    for kernels in vector_tables() {
+        let mut out = [0; 2];
+        kernels.gemm_i2_i8(&vec![0xff; 2 * x.len() / 4], x.len() / 4, &x, 1, &mut out);
+        assert_eq!(out, [3 * -128 * x.len() as i32; 2], "{kernels:?}");
+        let mut out = [0; 2];
+        kernels.gemm_i2_i8(&vec![0xff; x.len() / 4], x.len() / 4, &x.repeat(2), 2, &mut out);
+        assert_eq!(out, [3 * -128 * x.len() as i32; 2], "{kernels:?}");
+    }
+}
+
+#[test]
+fn each_column_has_its_own_place() {
+    // One activation at a time finds a permuted lane, which random sums could hide only by chance, and says which.
+    const COLS: usize = 384;
+    let codes: Vec<u8> = (0..COLS).map(|c| (c * 7 % 5 % 3) as u8).collect();
+    let mut row = vec![0; row_bytes(COLS)];
+    pack_row(&codes, &mut row);
+    for kernels in Kernels::available() {
+        for c in 0..COLS {
+            let mut x = vec![0i8; 2 * COLS];
+            (x[c], x[COLS + c]) = (1, -1);
+            let mut out = [0; 2];
+            kernels.gemm_i2_i8(&row, row.len(), &x, 2, &mut out);
+            assert_eq!(out, [1, -1].map(|x| x * i32::from(codes[c])), "{kernels:?}, column {c}");
+        }
+    }
+}
+
+#[test]
+fn skipped_lanes_stay_untouched() {
+    // A lane of -0 must stay -0: adding a padding of +0 would lose its sign.
+    let tiny = -f32::from_bits(1);
+    for kernels in Kernels::available() {
+        for n in [34, 63, 40] {
+            let (q, k) = (vec![tiny; n], vec![0.25f32; n]);
+            let mut out = vec![0.0; n & !1];
+            let (max, _) =
+                kernels.attend(&q[..n & !1], KvRows::F32(&k), KvRows::F32(&vec![0.0; n]), 1, &mut out);
+            assert_eq!(max.to_bits(), (-0.0f32).to_bits(), "{kernels:?}");
+        }
+        let row: Vec<u8> = [0.25f32; 300].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let sum = kernels.row_dot(DenseRow::F32, &row, &[tiny; 300]);
+        assert_eq!(sum.to_bits(), (-0.0f32).to_bits(), "{kernels:?}");
+        // 0 · infinity would be NaN in a padded lane that held it.
+        let sum = kernels.row_dot(DenseRow::F32, &row[..400], &[f32::INFINITY; 100]);
+        assert_eq!(sum, f32::INFINITY, "{kernels:?}");
+    }
+}
+
+#[test]
+fn the_first_of_equal_zeros_is_the_maximum() {
+    // A quarter of the smallest number rounds to a zero of its sign.
+    let q = [f32::from_bits(1); 32];
+    for first in [0.25f32, -0.25] {
+        let k: Vec<f32> = [-1.0, first, -first].iter().flat_map(|v| [*v; 32]).collect();
+        for kernels in Kernels::available() {
+            let (max, _) = kernels.attend(&q, KvRows::F32(&k), KvRows::F32(&k), 3, &mut [0.0; 32]);
+            assert_eq!(max.to_bits(), (0.0 * first).to_bits(), "{kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn a_broken_gate_stays_visible() {
+    for kernels in Kernels::available() {
+        for f in [Activation::Relu2, Activation::Silu] {
+            let mut gate = [f32::NAN; 20];
+            kernels.gate(f, &mut gate, &[1.0; 20]);
+            assert!(gate.iter().all(|g| g.is_nan()), "{kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn names_are_those_that_the_environment_variable_takes() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.name().parse(), Ok(isa));
+    }
+    assert!("mmx".parse::<Isa>().is_err());
+    for kernels in Kernels::available() {
+        assert_eq!(Kernels::for_isa(kernels.isa()).map(Kernels::isa), Ok(kernels.isa()));
+        assert!(kernels.name().starts_with(kernels.isa().name()));
+    }
+}

@@ -1,0 +1,459 @@
+//! The floating-point kernels, each written once over [`Vector`].
+//!
+//! The functions repeat the order of [`crate::reduce`] and the formulas of [`crate::float`]. They trust the shapes
+//! that the methods of [`super::Kernels`] assert, and run inside a function that enables the instruction set:
+//! [`table`] makes those functions and the table of them. Operations without a fused multiply-add or a function are
+//! plain loops, which the compiler widens by itself.
+
+use std::array::from_fn;
+
+use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q8_0, Vector};
+use super::{Activation, DenseRow, KvRows};
+use crate::reduce::{BLOCK_LANES, HEAD_LANES, ROW_LANES, SOFTMAX_CHUNK, tree};
+
+/// How far ahead of its use a row of weights is asked for.
+const PREFETCH_BYTES: usize = 4096;
+const CACHE_LINE: usize = 64;
+/// The narrowest vector, in lanes.
+const MIN_LANES: usize = 4;
+
+/// Σ w·x on `LANES` lanes, `N` vectors of them at a time.
+#[inline(always)]
+unsafe fn dot<V: Vector, F: Form, const LANES: usize, const N: usize>(w: *const u8, x: &[f32]) -> f32 {
+    let (blocks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    // SAFETY: the caller enables the instruction set; `w` holds x.len() elements, of which vectors read whole blocks
+    // and `widen_tail` the rest.
+    unsafe {
+        for first in (0..LANES).step_by(N * V::LANES) {
+            let mut sums = [V::splat(0.0); N];
+            for (b, x) in blocks.iter().enumerate() {
+                let at = b * LANES + first;
+                for i in 0..N {
+                    let x = V::load(x.as_ptr().add(first + i * V::LANES));
+                    sums[i] = F::load::<V>(w, at + i * V::LANES).fma(x, sums[i]);
+                }
+                let ahead = w.wrapping_add(PREFETCH_BYTES + F::offset(at));
+                for line in (0..F::offset(N * V::LANES)).step_by(CACHE_LINE) {
+                    V::prefetch(ahead.wrapping_add(line));
+                }
+            }
+            for i in 0..N {
+                sums[i].store(lanes.as_mut_ptr().add(first + i * V::LANES));
+            }
+        }
+        if !tail.is_empty() {
+            let mut w_tail = [0.0f32; LANES];
+            let w_tail = &mut w_tail[..tail.len()];
+            widen_tail::<V, F>(w, blocks.len() * LANES, w_tail);
+            accumulate::<V>(&mut lanes[..tail.len()], w_tail, tail);
+        }
+        let mut n = LANES;
+        while n > V::LANES {
+            n /= 2;
+            for l in (0..n).step_by(V::LANES) {
+                let p = lanes.as_mut_ptr().add(l);
+                V::load(p).add(V::load(p.add(n))).store(p);
+            }
+        }
+    }
+    tree(&mut lanes[..V::LANES])
+}
+
+/// Widens the columns from `col` on without reading past the last of them.
+#[inline(always)]
+unsafe fn widen_tail<V: Vector, F: Form>(w: *const u8, col: usize, out: &mut [f32]) {
+    let (start, end) = (F::offset(col), F::offset(col + out.len()));
+    let mut padded = [0u8; 4 * (ROW_LANES + MAX_LANES)];
+    // SAFETY: the caller vouches for the columns, which are at most ROW_LANES; the copy has room for a vector more.
+    unsafe {
+        w.add(start).copy_to_nonoverlapping(padded.as_mut_ptr(), end - start);
+        for i in (0..out.len()).step_by(V::LANES) {
+            F::load::<V>(padded.as_ptr(), i).store_first(out.as_mut_ptr().add(i), out.len() - i);
+        }
+    }
+}
+
+/// [`crate::reduce::row_dot`]; `N`: the vectors of sums that fit the registers.
+#[inline(always)]
+pub(super) unsafe fn row_dot<V: Vector, const N: usize>(form: DenseRow, w: &[u8], x: &[f32]) -> f32 {
+    let w = w.as_ptr();
+    // SAFETY: the caller enables the instruction set, and the row has as many elements as x.
+    unsafe {
+        match form {
+            DenseRow::F32 => dot::<V, F32, ROW_LANES, N>(w, x),
+            DenseRow::F16 => dot::<V, F16, ROW_LANES, N>(w, x),
+            DenseRow::BF16 => dot::<V, Bf16, ROW_LANES, N>(w, x),
+            DenseRow::Q8_0 => dot::<V, Q8_0, ROW_LANES, N>(w, x),
+        }
+    }
+}
+
+/// Σ x² in the order of a row.
+#[inline(always)]
+pub(super) unsafe fn sum_squares<V: Vector, const N: usize>(x: &[f32]) -> f32 {
+    // SAFETY: the caller enables the instruction set.
+    unsafe { dot::<V, F32, ROW_LANES, N>(x.as_ptr().cast(), x) }
+}
+
+/// [`crate::reduce::block_sum`]; V has at most [`BLOCK_LANES`] lanes, and `N` vectors are all of them.
+#[inline(always)]
+pub(super) unsafe fn block_sum<V: Vector, const N: usize>(acc: &[i32], d: &[f32]) -> f32 {
+    // SAFETY: the caller enables the instruction set and gives as many sums as scales.
+    unsafe { dot::<V, I32, BLOCK_LANES, N>(acc.as_ptr().cast(), d) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn accumulate<V: Vector>(lanes: &mut [f32], w: &[f32], x: &[f32]) {
+    for i in (0..lanes.len()).step_by(V::LANES) {
+        let n = lanes.len() - i;
+        // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
+        unsafe {
+            let w = V::load_first(w.as_ptr().add(i), n, 0.0);
+            let x = V::load_first(x.as_ptr().add(i), n, 0.0);
+            let lane = lanes.as_mut_ptr().add(i);
+            w.fma(x, V::load_first(lane, n, 0.0)).store_first(lane, n);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn absmax_bits(x: &[f32]) -> u32 {
+    x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff))
+}
+
+#[inline(always)]
+pub(super) unsafe fn quantize_i8<V: Vector>(x: &[f32], a: f32, out: &mut [i8]) -> i32 {
+    for (x, out) in x.chunks(V::LANES).zip(out.chunks_mut(V::LANES)) {
+        let mut codes = [0i8; MAX_LANES];
+        // SAFETY: the caller enables the instruction set; `codes` has room for the widest vector.
+        unsafe {
+            let (low, high) = (V::splat(-128.0), V::splat(127.0));
+            let q = V::load_first(x.as_ptr(), x.len(), 0.0).mul(V::splat(a)).round();
+            let q = q.if_less(low, low, q);
+            high.if_less(q, high, q).store_i8(codes.as_mut_ptr());
+        }
+        out.copy_from_slice(&codes[..x.len()]);
+    }
+    out.iter().map(|code| i32::from(*code)).sum()
+}
+
+#[inline(always)]
+pub(super) fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) {
+    for ((x, w), out) in x.iter().zip(w).zip(out) {
+        *out = (x * r) * w;
+    }
+}
+
+#[inline(always)]
+pub(super) fn add(h: &mut [f32], y: &[f32]) {
+    for (h, y) in h.iter_mut().zip(y) {
+        *h += y;
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn gate<V: Vector>(f: Activation, gate: &mut [f32], up: &[f32]) {
+    for i in (0..gate.len()).step_by(V::LANES) {
+        let n = gate.len() - i;
+        // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
+        unsafe {
+            let p = gate.as_mut_ptr().add(i);
+            let g = V::load_first(p, n, 0.0);
+            let activated = match f {
+                Activation::Relu2 => {
+                    let zero = V::splat(0.0);
+                    let positive = g.if_less(zero, zero, g);
+                    positive.mul(positive)
+                }
+                Activation::Silu => g.div(V::splat(1.0).add(g.neg().exp())),
+            };
+            activated.mul(V::load_first(up.as_ptr().add(i), n, 0.0)).store_first(p, n);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn rotate<V: Vector>(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for i in (0..cos.len()).step_by(V::LANES) {
+        let n = cos.len() - i;
+        // SAFETY: the caller enables the instruction set; the four slices are equally long and i is inside them.
+        unsafe {
+            let scale = V::splat(scale);
+            let (a, b) = (first.as_mut_ptr().add(i), second.as_mut_ptr().add(i));
+            let (x, y) = (V::load_first(a, n, 0.0), V::load_first(b, n, 0.0));
+            let cos = V::load_first(cos.as_ptr().add(i), n, 0.0);
+            let sin = V::load_first(sin.as_ptr().add(i), n, 0.0);
+            x.fma(cos, y.mul(sin).neg()).mul(scale).store_first(a, n);
+            y.fma(cos, x.mul(sin)).mul(scale).store_first(b, n);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn merge<V: Vector>(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) {
+    for i in (0..acc.len()).step_by(V::LANES) {
+        let n = acc.len() - i;
+        // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
+        unsafe {
+            let p = acc.as_mut_ptr().add(i);
+            let scaled = V::load_first(p, n, 0.0).mul(V::splat(alpha));
+            V::load_first(chunk.as_ptr().add(i), n, 0.0).fma(V::splat(beta), scaled).store_first(p, n);
+        }
+    }
+}
+
+/// [`super::Kernels::attend`]; `R`: the rows of K at a time whose sums fit the registers, a divisor of the lanes.
+#[inline(always)]
+pub(super) unsafe fn attend<V: Vector, const R: usize>(
+    q: &[f32],
+    k: KvRows<'_>,
+    v: KvRows<'_>,
+    n: usize,
+    out: &mut [f32],
+) -> (f32, f32) {
+    let mut scores = [0.0f32; SOFTMAX_CHUNK];
+    // SAFETY: the caller enables the instruction set; K and V have n rows of the length of q and out.
+    unsafe {
+        match k {
+            KvRows::F32(k) => dot_rows::<V, F32, R>(q, k.as_ptr().cast(), &mut scores[..n]),
+            KvRows::F16(k) => dot_rows::<V, F16, R>(q, k.as_ptr().cast(), &mut scores[..n]),
+        }
+        let max = maximum::<V>(&scores[..n]);
+        for j in (0..n).step_by(V::LANES) {
+            let score = scores.as_mut_ptr().add(j);
+            V::load(score).sub(V::splat(max)).exp().store_first(score, n - j);
+        }
+        match v {
+            KvRows::F32(v) => weigh_rows::<V, F32>(&scores[..n], v.as_ptr().cast(), out),
+            KvRows::F16(v) => weigh_rows::<V, F16>(&scores[..n], v.as_ptr().cast(), out),
+        }
+        (max, head_sum::<V>(&scores))
+    }
+}
+
+/// `scores[j]` = q · row j of k, on [`HEAD_LANES`] lanes.
+#[inline(always)]
+unsafe fn dot_rows<V: Vector, F: Form, const R: usize>(q: &[f32], k: *const u8, scores: &mut [f32]) {
+    let row_bytes = F::offset(q.len());
+    let last = scores.len() - 1;
+    for j in (0..scores.len()).step_by(V::LANES) {
+        // SAFETY: the caller enables the instruction set; rows past the last one are the last one again.
+        unsafe {
+            let mut lanes = [V::splat(0.0); MAX_LANES];
+            for p in (0..V::LANES).step_by(R) {
+                let rows: [*const u8; R] = from_fn(|i| k.add((j + p + i).min(last) * row_bytes));
+                lanes[p..p + R].copy_from_slice(&dot_rows_lanes::<V, F, R>(q, rows));
+            }
+            V::trees(&lanes).store_first(scores.as_mut_ptr().add(j), scores.len() - j);
+        }
+    }
+}
+
+/// The lanes of q · each of `R` rows, halved until they fit a vector.
+///
+/// A partial vector is padded with +0 in q and -0 in the row: their product is -0, and adding -0 changes no lane, where
+/// adding +0 would change a lane of -0.
+#[inline(always)]
+unsafe fn dot_rows_lanes<V: Vector, F: Form, const R: usize>(q: &[f32], rows: [*const u8; R]) -> [V; R] {
+    let vectors = HEAD_LANES / V::LANES;
+    // SAFETY: the caller enables the instruction set; each row has as many elements as q.
+    unsafe {
+        let mut sums = [[V::splat(0.0); R]; HEAD_LANES / MIN_LANES];
+        let (blocks, tail) = q.as_chunks::<HEAD_LANES>();
+        for (b, q) in blocks.iter().enumerate() {
+            for s in 0..vectors {
+                let q = V::load(q.as_ptr().add(s * V::LANES));
+                for r in 0..R {
+                    sums[s][r] = q.fma(F::load(rows[r], b * HEAD_LANES + s * V::LANES), sums[s][r]);
+                }
+            }
+        }
+        for s in 0..vectors {
+            let at = s * V::LANES;
+            if at >= tail.len() {
+                break;
+            }
+            let n = V::LANES.min(tail.len() - at);
+            let q = V::load_first(tail.as_ptr().add(at), n, 0.0);
+            for r in 0..R {
+                let mut k = [-0.0f32; MAX_LANES];
+                widen_tail::<V, F>(rows[r], blocks.len() * HEAD_LANES + at, &mut k[..n]);
+                sums[s][r] = q.fma(V::load(k.as_ptr()), sums[s][r]);
+            }
+        }
+        let mut n = vectors;
+        while n > 1 {
+            n /= 2;
+            for s in 0..n {
+                for r in 0..R {
+                    sums[s][r] = sums[s][r].add(sums[s + n][r]);
+                }
+            }
+        }
+        sums[0]
+    }
+}
+
+/// The largest score, -infinity if all are NaN; of zeros of both signs the first, as a loop from the front has it.
+#[inline(always)]
+unsafe fn maximum<V: Vector>(scores: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; MAX_LANES];
+    // SAFETY: the caller enables the instruction set.
+    unsafe {
+        let mut max = V::splat(f32::NEG_INFINITY);
+        for j in (0..scores.len()).step_by(V::LANES) {
+            let s = V::load_first(scores.as_ptr().add(j), scores.len() - j, f32::NEG_INFINITY);
+            max = max.if_less(s, s, max);
+        }
+        max.store(lanes.as_mut_ptr());
+    }
+    let max = lanes[..V::LANES].iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
+    if max != 0.0 {
+        return max;
+    }
+    scores.iter().copied().find(|s| *s == 0.0).unwrap_or(max)
+}
+
+/// `out` = Σ scores[j] · row j of v, in ascending j.
+#[inline(always)]
+unsafe fn weigh_rows<V: Vector, F: Form>(scores: &[f32], v: *const u8, out: &mut [f32]) {
+    let mut col = 0;
+    // SAFETY: the caller enables the instruction set; v has scores.len() rows of the length of out.
+    unsafe {
+        while out.len() - col >= 8 * V::LANES {
+            weigh_columns::<V, F, 8>(scores, v, out, col);
+            col += 8 * V::LANES;
+        }
+        while out.len() - col >= 2 * V::LANES {
+            weigh_columns::<V, F, 2>(scores, v, out, col);
+            col += 2 * V::LANES;
+        }
+        while out.len() - col >= V::LANES {
+            weigh_columns::<V, F, 1>(scores, v, out, col);
+            col += V::LANES;
+        }
+        let tail = out.len() - col;
+        if tail > 0 {
+            let row_bytes = F::offset(out.len());
+            let mut sum = V::splat(0.0);
+            for (j, score) in scores.iter().enumerate() {
+                let mut row = [0.0f32; MAX_LANES];
+                widen_tail::<V, F>(v.add(j * row_bytes), col, &mut row[..tail]);
+                sum = V::splat(*score).fma(V::load(row.as_ptr()), sum);
+            }
+            sum.store_first(out.as_mut_ptr().add(col), tail);
+        }
+    }
+}
+
+/// `N` vectors of columns of [`weigh_rows`], from `col` on.
+#[inline(always)]
+unsafe fn weigh_columns<V: Vector, F: Form, const N: usize>(
+    scores: &[f32],
+    v: *const u8,
+    out: &mut [f32],
+    col: usize,
+) {
+    let row_bytes = F::offset(out.len());
+    // SAFETY: the caller enables the instruction set; v has scores.len() rows of the length of out.
+    unsafe {
+        let mut sums = [V::splat(0.0); N];
+        for (j, score) in scores.iter().enumerate() {
+            let score = V::splat(*score);
+            for i in 0..N {
+                let row = v.add(j * row_bytes);
+                sums[i] = score.fma(F::load(row, col + i * V::LANES), sums[i]);
+            }
+        }
+        for i in 0..N {
+            sums[i].store(out.as_mut_ptr().add(col + i * V::LANES));
+        }
+    }
+}
+
+/// Σ of the exponentials on [`HEAD_LANES`] lanes. None is -0, so that the zeros after the last one add nothing.
+#[inline(always)]
+unsafe fn head_sum<V: Vector>(scores: &[f32; SOFTMAX_CHUNK]) -> f32 {
+    let mut lanes = [0.0f32; HEAD_LANES];
+    // SAFETY: the caller enables the instruction set.
+    unsafe {
+        for l in (0..HEAD_LANES).step_by(V::LANES) {
+            let mut sum = V::splat(0.0);
+            for j in (l..SOFTMAX_CHUNK).step_by(HEAD_LANES) {
+                sum = sum.add(V::load(scores.as_ptr().add(j)));
+            }
+            sum.store(lanes.as_mut_ptr().add(l));
+        }
+    }
+    tree(&mut lanes)
+}
+
+/// The table of an instruction set: each kernel is compiled with its features.
+///
+/// `vector` is its register of `f32` lanes, `sums` the registers of sums of a row, `blocks` a register of at most
+/// [`BLOCK_LANES`] lanes, and `ternary` its [`super::ternary_kernels::Ternary`].
+macro_rules! table {
+    (
+        isa: $isa:expr, variant: $variant:literal, features: $features:literal,
+        vector: $vector:ty, sums: $sums:literal, blocks: $blocks:ty, ternary: $ternary:ty $(,)?
+    ) => {{
+        use $crate::kernels::{Activation, DenseRow, KvRows, Kernels, float_kernels, ternary_kernels};
+        use $crate::kernels::vector::Vector;
+        use $crate::reduce::BLOCK_LANES;
+
+        $crate::kernels::float_kernels::entries! { $features,
+            fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32])
+                = ternary_kernels::gemm_i2_i8::<$ternary>;
+            fn dot64_i2_i8(w: &[u8], x: &[i8], out: &mut [i32]) = <$ternary as ternary_kernels::Ternary>::dot64;
+            fn block_sum(acc: &[i32], d: &[f32]) -> f32
+                = float_kernels::block_sum::<$blocks, { BLOCK_LANES / <$blocks as Vector>::LANES }>;
+            fn row_dot(form: DenseRow, w: &[u8], x: &[f32]) -> f32 = float_kernels::row_dot::<$vector, $sums>;
+            fn accumulate(lanes: &mut [f32], w: &[f32], x: &[f32]) = float_kernels::accumulate::<$vector>;
+            fn sum_squares(x: &[f32]) -> f32 = float_kernels::sum_squares::<$vector, $sums>;
+            fn absmax_bits(x: &[f32]) -> u32 = float_kernels::absmax_bits;
+            fn quantize_i8(x: &[f32], a: f32, out: &mut [i8]) -> i32 = float_kernels::quantize_i8::<$vector>;
+            fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) = float_kernels::scale_rows;
+            fn add(h: &mut [f32], y: &[f32]) = float_kernels::add;
+            fn gate(f: Activation, gate: &mut [f32], up: &[f32]) = float_kernels::gate::<$vector>;
+            fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = float_kernels::rotate::<$vector>;
+            fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32)
+                = float_kernels::attend::<$vector, { <$vector as Vector>::LANES / 4 }>;
+            fn merge(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) = float_kernels::merge::<$vector>;
+        }
+        Kernels {
+            isa: $isa,
+            variant: $variant,
+            gemm_i2_i8,
+            dot64_i2_i8,
+            block_sum,
+            row_dot,
+            accumulate,
+            sum_squares,
+            absmax_bits,
+            quantize_i8,
+            scale_rows,
+            add,
+            gate,
+            rotate,
+            attend,
+            merge,
+        }
+    }};
+}
+
+/// Functions with the given target features around generic ones that are inlined into them.
+macro_rules! entries {
+    ($features:literal, $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:expr;)*) => {
+        $(
+            #[target_feature(enable = $features)]
+            #[allow(unused_unsafe, reason = "some of the functions inside are safe")]
+            unsafe fn $name($($arg: $type),*) $(-> $out)? {
+                // SAFETY: the features are enabled here, and the caller vouches for the shapes.
+                unsafe { $body($($arg),*) }
+            }
+        )*
+    };
+}
+pub(super) use {entries, table};
