@@ -1,1 +1,40 @@
-//! x
+//! Open a ternary (BitNet b1.58) language model and generate text.
+//!
+//! ```
+//! use bitnet_inference::{GenerateOptions, Model, SessionOptions};
+//!
+//! let model = Model::embedded()?; // or Model::open("path/to/model.gguf")
+//! let mut session = model.session(SessionOptions { max_seq_len: Some(256), ..Default::default() })?;
+//! let options = GenerateOptions { max_tokens: 20, ..Default::default() };
+//! for piece in session.generate("Tell me a story", &options)? {
+//!     print!("{}", piece?);
+//! }
+//! # Ok::<(), bitnet_inference::Error>(())
+//! ```
+//!
+//! The path of the data: a [`source`] is opened, its [`config`] validated, its weights mapped or packed, a prompt
+//! encoded; the decoder turns ids into logits, a sampler picks the next id, and the text streams out.
+
+pub mod config;
+mod error;
+mod generate;
+mod kv_cache;
+mod model;
+mod open;
+mod ops;
+mod sampling;
+mod session;
+pub mod source;
+mod state;
+mod text;
+mod weights;
+
+pub use bitnet_core::tokenizer::Message;
+pub use error::{Error, Result};
+pub use generate::{FinishReason, GenerateOptions, Generation, TokenLogprobs};
+pub use model::Model;
+pub use open::{ModelOptions, embedded_source};
+pub use sampling::{Sampler, SamplingOptions};
+pub use session::{DEFAULT_CHUNK, Session, SessionOptions};
+pub use text::Text;
+pub use weights::LoadProgress;

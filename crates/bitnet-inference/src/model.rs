@@ -1,0 +1,241 @@
+//! The decoder, from token ids to logits, in the order in which the data flow.
+
+use std::sync::Arc;
+
+use bitnet_core::memory::HybridMemoryPool;
+use bitnet_quant::attention::attention;
+use bitnet_quant::float::sin_cos;
+use bitnet_quant::kernels::Kernels;
+use bitnet_quant::ternary::NON_FINITE;
+use bitnet_quant::threads::Threads;
+
+use crate::config::ModelConfig;
+use crate::kv_cache::KvCache;
+use crate::ops::{Cpu, Scratch};
+use crate::state::RunState;
+use crate::text::Text;
+use crate::weights::{Layer, Norm, Weights};
+use crate::{Error, Result};
+
+/// An open model: configuration, weights and tokenizer. Immutable and shared; clones are cheap.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: ModelConfig,
+    pub(crate) weights: Weights,
+    pub(crate) text: Option<Text>,
+    pub(crate) notices: Vec<String>,
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) threads: Threads,
+    pub(crate) pool: HybridMemoryPool,
+}
+
+/// The place of an infinity or NaN in a chunk of tokens.
+#[derive(Debug, Clone, Copy)]
+struct Broken {
+    token: usize,
+    layer: Option<usize>,
+    op: &'static str,
+}
+
+/// The tokens of a chunk that are still sound. Each token is computed on its own, so those before a broken one are
+/// what they would be without it, and the first broken token is the same in whatever chunks a prompt comes.
+struct Sound {
+    n: usize,
+    broken: Option<Broken>,
+}
+
+impl Sound {
+    /// Takes note that `token`, if any, broke; what follows concerns the tokens before it.
+    fn note(&mut self, result: std::result::Result<(), usize>, layer: Option<usize>, op: &'static str) {
+        if let Err(token) = result {
+            self.n = token;
+            self.broken = Some(Broken { token, layer, op });
+        }
+    }
+}
+
+impl Model {
+    /// Runs `tokens`, which follow what is in `cache`, and leaves the final hidden states in `state.normed`:
+    /// (tokens, dim). On an error the cache holds the tokens before the one that caused it. Allocates nothing.
+    ///
+    /// `tokens`: at least one, at most the capacity of `state`, and within the room of `cache`.
+    pub(crate) fn forward(&self, tokens: &[u32], cache: &mut KvCache, state: &mut RunState) -> Result<()> {
+        let Inner { config, weights, kernels, threads, .. } = &*self.inner;
+        let cpu = Cpu { kernels, threads };
+        let first = cache.position;
+        let mut sound = Sound { n: tokens.len(), broken: None };
+
+        for (token, h) in tokens.iter().zip(state.hidden.chunks_exact_mut(config.dim)) {
+            weights.embedding.view().row(*token as usize, h);
+        }
+        rotation_tables(&weights.inverse_frequencies, first, tokens.len(), &mut state.cos, &mut state.sin);
+        for (l, layer) in weights.layers.iter().enumerate() {
+            attention_block(cpu, config, layer, l, first, cache, state, &mut sound);
+            ffn_block(cpu, config, layer, l, state, &mut sound);
+            if sound.n == 0 {
+                break;
+            }
+        }
+        let n = sound.n;
+        cpu.norm_rows(
+            &state.hidden[..n * config.dim],
+            &weights.output_norm,
+            &mut state.normed[..n * config.dim],
+        );
+        cache.position += n;
+        cache.len += n;
+        match sound.broken {
+            None => Ok(()),
+            Some(b) => Err(Error::NonFinite { layer: b.layer, op: b.op, position: first + b.token }),
+        }
+    }
+
+    /// The logits of the token in row `row` of the last chunk, whose first token was at `position`: (vocab_size).
+    pub(crate) fn logits(&self, row: usize, position: usize, state: &mut RunState) -> Result<()> {
+        let Inner { config, weights, kernels, threads, .. } = &*self.inner;
+        let x = &state.normed[row * config.dim..][..config.dim];
+        Cpu { kernels, threads }.dense(weights.head(), x, 1, &mut state.logits);
+        if kernels.absmax_bits(&state.logits) >= NON_FINITE {
+            return Err(Error::NonFinite { layer: None, op: "the logits", position: position + row });
+        }
+        Ok(())
+    }
+}
+
+/// `h += o_proj(attn_sub_norm(attention(rotate(q), rotate(k), v)))` of `attn_norm(h)`.
+fn attention_block(
+    cpu: Cpu<'_>,
+    config: &ModelConfig,
+    layer: &Layer,
+    l: usize,
+    first: usize,
+    cache: &mut KvCache,
+    state: &mut RunState,
+    sound: &mut Sound,
+) {
+    let (dim, q_dim, kv_dim, head_dim) = (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
+    let RunState { hidden, normed, q, k, v, mixed, row, .. } = state;
+    let mut scratch = Scratch {
+        codes: &mut state.codes,
+        factors: &mut state.factors,
+        sums: &mut state.sums,
+        normed: &mut state.inner,
+    };
+
+    let n = sound.n;
+    cpu.norm_rows(&hidden[..n * dim], &layer.attn_norm, &mut normed[..n * dim]);
+    let projected = cpu.project(
+        [&layer.q_proj, &layer.k_proj, &layer.v_proj],
+        &normed[..n * dim],
+        n,
+        [&mut q[..n * q_dim], &mut k[..n * kv_dim], &mut v[..n * kv_dim]],
+        &mut scratch,
+    );
+    sound.note(projected, Some(l), "the input of attention");
+
+    let n = sound.n;
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    rotate_heads(cpu, &mut q[..n * q_dim], layer.q_norm.as_ref(), q_dim, head_dim, &state.cos, &state.sin, scale, row);
+    rotate_heads(cpu, &mut k[..n * kv_dim], layer.k_norm.as_ref(), kv_dim, head_dim, &state.cos, &state.sin, 1.0, row);
+    for t in 0..n {
+        let row = t * kv_dim..(t + 1) * kv_dim;
+        if let Err(op) = cache.store(cpu.kernels, l, first + t, &k[row.clone()], &v[row]) {
+            sound.note(Err(t), Some(l), op);
+            break;
+        }
+    }
+
+    let n = sound.n;
+    let (keys, values) = cache.layer(l);
+    let mixed = &mut mixed[..n * q_dim];
+    attention(cpu.kernels, cpu.threads, config.heads(), &q[..n * q_dim], keys, values, first, mixed);
+    if let Some(norm) = &layer.attn_sub_norm {
+        cpu.norm_in_place(mixed, norm, row);
+    }
+    let out = &mut normed[..n * dim];
+    let projected = cpu.project([&layer.o_proj], mixed, n, [&mut *out], &mut scratch);
+    sound.note(projected, Some(l), "the output of attention");
+    cpu.kernels.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim]);
+}
+
+/// `h += down_proj(ffn_sub_norm(f(gate_proj(z)) · up_proj(z)))` of `z = ffn_norm(h)`.
+fn ffn_block(
+    cpu: Cpu<'_>,
+    config: &ModelConfig,
+    layer: &Layer,
+    l: usize,
+    state: &mut RunState,
+    sound: &mut Sound,
+) {
+    let (dim, ffn_dim) = (config.dim, config.ffn_dim);
+    let RunState { hidden, normed, gate, up, row, .. } = state;
+    let mut scratch = Scratch {
+        codes: &mut state.codes,
+        factors: &mut state.factors,
+        sums: &mut state.sums,
+        normed: &mut state.inner,
+    };
+
+    let n = sound.n;
+    cpu.norm_rows(&hidden[..n * dim], &layer.ffn_norm, &mut normed[..n * dim]);
+    let projected = cpu.project(
+        [&layer.gate_proj, &layer.up_proj],
+        &normed[..n * dim],
+        n,
+        [&mut gate[..n * ffn_dim], &mut up[..n * ffn_dim]],
+        &mut scratch,
+    );
+    sound.note(projected, Some(l), "the input of the feed-forward network");
+
+    let n = sound.n;
+    let gate = &mut gate[..n * ffn_dim];
+    cpu.kernels.gate(config.activation, gate, &up[..n * ffn_dim]);
+    if let Some(norm) = &layer.ffn_sub_norm {
+        cpu.norm_in_place(gate, norm, row);
+    }
+    let projected = cpu.project([&layer.down_proj], gate, n, [&mut normed[..n * dim]], &mut scratch);
+    sound.note(projected, Some(l), "the output of the feed-forward network");
+    cpu.kernels.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim]);
+}
+
+/// Norms (where the model does) and rotates every head of every token in `x`: (n, heads, head_dim).
+fn rotate_heads(
+    cpu: Cpu<'_>,
+    x: &mut [f32],
+    norm: Option<&Norm>,
+    token_dim: usize,
+    head_dim: usize,
+    cos: &[f32],
+    sin: &[f32],
+    scale: f32,
+    row: &mut [f32],
+) {
+    if let Some(norm) = norm {
+        cpu.norm_in_place(x, norm, row);
+    }
+    let half = head_dim / 2;
+    for ((x, cos), sin) in x.chunks_exact_mut(token_dim).zip(cos.chunks(half)).zip(sin.chunks(half)) {
+        for head in x.chunks_exact_mut(head_dim) {
+            cpu.kernels.rotate(head, cos, sin, scale);
+        }
+    }
+}
+
+/// cos and sin of `position · frequency` for `n` positions from `first`: (n, head_dim / 2) each.
+///
+/// The angle is rounded to `f32` before its cosine is taken, as in the reference implementation.
+fn rotation_tables(frequencies: &[f32], first: usize, n: usize, cos: &mut [f32], sin: &mut [f32]) {
+    let rows = cos.chunks_exact_mut(frequencies.len()).zip(sin.chunks_exact_mut(frequencies.len()));
+    for (t, (cos, sin)) in rows.take(n).enumerate() {
+        let position = (first + t) as f32;
+        for ((f, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
+            let (s, c) = sin_cos(f64::from(position * f));
+            (*cos, *sin) = (c as f32, s as f32);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The operations of the decoder on the CPU: projections with their quantiser, norms, rotation.
+
+use bitnet_quant::kernels::Kernels;
+use bitnet_quant::linear::{QuantizedRows, bitlinear, dense_linear, ternary_linear_f32};
+use bitnet_quant::threads::Threads;
+
+use crate::weights::{Dense, Linear, Matrix, Norm, Ternary};
+
+/// What every operation needs: the instruction set and the threads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cpu<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) threads: &'a Threads,
+}
+
+/// Memory for the activations of a projection.
+#[derive(Debug)]
+pub(crate) struct Scratch<'a> {
+    pub(crate) codes: &'a mut [i8],    // (n, padded cols)
+    pub(crate) factors: &'a mut [f32], // (n)
+    pub(crate) sums: &'a mut [i32],    // (n)
+    pub(crate) normed: &'a mut [f32],  // (n, cols), for norms inside projections
+}
+
+impl Cpu<'_> {
+    /// Norms each row of `x`: (n, cols).
+    pub(crate) fn norm_rows(self, x: &[f32], norm: &Norm, out: &mut [f32]) {
+        let w = norm.weight();
+        for (x, out) in x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len())) {
+            self.kernels.rms_norm(x, w, norm.eps, out);
+        }
+    }
+
+    /// Norms each row of `x` in place, by way of `row`.
+    pub(crate) fn norm_in_place(self, x: &mut [f32], norm: &Norm, row: &mut [f32]) {
+        let w = norm.weight();
+        let row = &mut row[..w.len()];
+        for x in x.chunks_exact_mut(w.len()) {
+            self.kernels.rms_norm(x, w, norm.eps, row);
+            x.copy_from_slice(row);
+        }
+    }
+
+    /// `N` projections of the same input `x`: (n, cols), into `outs[i]`: (n, rows of `ws[i]`).
+    ///
+    /// The error is the first row of `x` that holds an infinity or NaN, where the projection quantises.
+    pub(crate) fn project<const N: usize>(
+        self,
+        ws: [&Linear; N],
+        x: &[f32],
+        n: usize,
+        outs: [&mut [f32]; N],
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), usize> {
+        if let Some(ws) = shared_quantiser(ws) {
+            return self.bitlinear(ws, x, n, outs, scratch);
+        }
+        for (w, out) in ws.into_iter().zip(outs) {
+            let normed = &mut scratch.normed[..x.len()];
+            let x = match &w.input_norm {
+                Some(norm) => {
+                    self.norm_rows(x, norm, normed);
+                    &*normed
+                }
+                None => x,
+            };
+            match &w.matrix {
+                Matrix::BitLinear(w) => {
+                    let mut rows = QuantizedRows::new(scratch.codes, scratch.factors, scratch.sums);
+                    rows.quantize(self.kernels, x, x.len() / n)?;
+                    bitlinear(self.kernels, self.threads, [&w.view()], &rows, [out]);
+                }
+                Matrix::TernaryF32(w) => {
+                    ternary_linear_f32(self.kernels, self.threads, &w.view(), x, n, out);
+                }
+                Matrix::Dense(w) => self.dense(w, x, n, out),
+            }
+        }
+        Ok(())
+    }
+
+    /// A dense product: (n, cols) to (n, rows).
+    pub(crate) fn dense(self, w: &Dense, x: &[f32], n: usize, out: &mut [f32]) {
+        dense_linear(self.kernels, self.threads, &w.view(), x, n, out);
+    }
+
+    fn bitlinear<const N: usize>(
+        self,
+        ws: [&Ternary; N],
+        x: &[f32],
+        n: usize,
+        outs: [&mut [f32]; N],
+        scratch: &mut Scratch<'_>,
+    ) -> Result<(), usize> {
+        let mut rows = QuantizedRows::new(scratch.codes, scratch.factors, scratch.sums);
+        rows.quantize(self.kernels, x, x.len() / n)?;
+        let views = ws.map(Ternary::view);
+        bitlinear(self.kernels, self.threads, views.each_ref(), &rows, outs);
+        Ok(())
+    }
+}
+
+/// The matrices, when one quantisation of the input serves them all.
+fn shared_quantiser<const N: usize>(ws: [&Linear; N]) -> Option<[&Ternary; N]> {
+    let ternary = |w: &Linear| matches!((&w.input_norm, &w.matrix), (None, Matrix::BitLinear(_)));
+    if !ws.iter().all(|w| ternary(w)) {
+        return None;
+    }
+    Some(ws.map(|w| match &w.matrix {
+        Matrix::BitLinear(w) => w,
+        Matrix::TernaryF32(_) | Matrix::Dense(_) => unreachable!("checked above"),
+    }))
+}

@@ -1,0 +1,348 @@
+//! Choosing the next token from logits.
+//!
+//! The order: penalties and biases, then temperature, top-k, top-p, min-p, then a draw. A draw is
+//! `argmax(logit / T + g)` with Gumbel noise `g = -ln(-ln u)` (Gumbel, 1954; Maddison et al., "A* Sampling", 2014),
+//! where u comes from a counter: seed, position and token id. So a draw depends on no state, and not on what
+//! else is generated at the same time. Ties go to the lowest id.
+
+use bitnet_quant::float::{exp64, ln64};
+
+use crate::{Error, Result};
+
+/// Logits further below the highest than this have no weight in a nucleus: e^-40 of a probability.
+const NEGLIGIBLE: f32 = 40.0;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingOptions {
+    /// 0 takes the most likely token; 1 draws from the model's own distribution.
+    pub temperature: f32,
+    /// Candidates: the k most likely; 0 for all.
+    pub top_k: usize,
+    /// Candidates: the most likely whose probabilities first reach this sum; 1 for all.
+    pub top_p: f32,
+    /// Candidates: those of at least this share of the highest probability; 0 for all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen; 1 for none (Keskar et al., "CTRL", 2019).
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens generated.
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of tokens generated, for each time they were.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens: (id, bias).
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The seed of the draws.
+    pub seed: u64,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> Self {
+        SamplingOptions {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// A sampler with its working memory.
+#[derive(Debug)]
+pub struct Sampler {
+    options: SamplingOptions,
+    logits: Vec<f32>,
+    candidates: Vec<u32>,
+}
+
+impl Sampler {
+    /// A sampler for a vocabulary of `vocab_size`.
+    pub fn new(options: SamplingOptions, vocab_size: usize) -> Result<Self> {
+        let check = |ok: bool, option, must| if ok { Ok(()) } else { Err(Error::BadOption { option, must }) };
+        let o = &options;
+        check(o.temperature >= 0.0 && o.temperature.is_finite(), "the temperature", "a number from 0")?;
+        check(o.top_p > 0.0 && o.top_p <= 1.0, "top-p", "above 0 and at most 1")?;
+        check((0.0..=1.0).contains(&o.min_p), "min-p", "between 0 and 1")?;
+        let positive = o.repetition_penalty > 0.0 && o.repetition_penalty.is_finite();
+        check(positive, "the repetition penalty", "a positive number")?;
+        let finite = o.presence_penalty.is_finite() && o.frequency_penalty.is_finite();
+        check(finite, "presence and frequency penalties", "finite numbers")?;
+        let biases = o.logit_bias.iter().all(|(id, b)| (*id as usize) < vocab_size && !b.is_nan());
+        check(biases, "logit biases", "numbers for ids of the vocabulary")?;
+        Ok(Sampler { options, logits: Vec::with_capacity(vocab_size), candidates: Vec::with_capacity(vocab_size) })
+    }
+
+    /// The token for `position`, which follows `tokens`, of which those from `generated_from` on were generated.
+    ///
+    /// `logits`: (vocab_size), finite.
+    pub fn sample(&mut self, logits: &[f32], tokens: &[u32], generated_from: usize, position: usize) -> u32 {
+        self.adjust(logits, tokens, generated_from);
+        let SamplingOptions { temperature, seed, .. } = self.options;
+        if temperature == 0.0 {
+            return argmax(&self.logits);
+        }
+        self.logits.iter_mut().for_each(|l| *l /= temperature);
+        self.candidates.clear();
+        self.candidates.extend(0..self.logits.len() as u32);
+        self.keep_top_k();
+        self.keep_top_p();
+        self.keep_min_p();
+        self.draw(seed, position as u64)
+    }
+
+    /// The logits after penalties and biases, before temperature, of the last [`Sampler::sample`] at temperature 0.
+    fn adjust(&mut self, logits: &[f32], tokens: &[u32], generated_from: usize) {
+        let o = &self.options;
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        if o.repetition_penalty != 1.0 {
+            for id in distinct(tokens, &mut self.candidates) {
+                let logit = &mut self.logits[*id as usize];
+                *logit = if *logit > 0.0 { *logit / o.repetition_penalty } else { *logit * o.repetition_penalty };
+            }
+        }
+        let generated = &tokens[generated_from.min(tokens.len())..];
+        if o.presence_penalty != 0.0 {
+            for id in distinct(generated, &mut self.candidates) {
+                self.logits[*id as usize] -= o.presence_penalty;
+            }
+        }
+        if o.frequency_penalty != 0.0 {
+            for id in generated {
+                self.logits[*id as usize] -= o.frequency_penalty;
+            }
+        }
+        for (id, bias) in &o.logit_bias {
+            self.logits[*id as usize] += bias;
+        }
+    }
+
+    /// Keeps the k most likely, sorted where that happens anyway.
+    fn keep_top_k(&mut self) {
+        let k = self.options.top_k;
+        if k == 0 || k >= self.candidates.len() {
+            return;
+        }
+        let logits = &self.logits;
+        self.candidates.select_nth_unstable_by(k - 1, |a, b| by_logit(logits, *a, *b));
+        self.candidates.truncate(k);
+    }
+
+    /// Keeps the shortest run of most likely candidates whose probabilities reach p, summed in `f64`.
+    fn keep_top_p(&mut self) {
+        let p = f64::from(self.options.top_p);
+        if p >= 1.0 {
+            return;
+        }
+        let logits = &self.logits;
+        let max = highest(logits, &self.candidates);
+        self.candidates.retain(|id| max - logits[*id as usize] < NEGLIGIBLE);
+        self.candidates.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+        let weight = |id: &u32| exp64(f64::from(logits[*id as usize]) - f64::from(max));
+        let total: f64 = self.candidates.iter().map(weight).sum();
+        let mut sum = 0.0;
+        let reached = self.candidates.iter().position(|id| {
+            sum += weight(id);
+            sum >= p * total
+        });
+        self.candidates.truncate(reached.map_or(self.candidates.len(), |i| i + 1));
+    }
+
+    fn keep_min_p(&mut self) {
+        if self.options.min_p == 0.0 {
+            return;
+        }
+        let logits = &self.logits;
+        let lowest = f64::from(highest(logits, &self.candidates)) + ln64(f64::from(self.options.min_p));
+        self.candidates.retain(|id| f64::from(logits[*id as usize]) >= lowest);
+    }
+
+    fn draw(&self, seed: u64, position: u64) -> u32 {
+        let key = mix(seed ^ mix(position ^ 0x9e37_79b9_7f4a_7c15));
+        // No u gives more noise than this, so that most candidates need no logarithm.
+        let most_noise = gumbel(u64::MAX);
+        let mut best = (f64::NEG_INFINITY, u32::MAX);
+        for &id in &self.candidates {
+            let logit = f64::from(self.logits[id as usize]);
+            if logit + most_noise < best.0 {
+                continue;
+            }
+            let value = logit + gumbel(mix(key ^ u64::from(id)));
+            if value > best.0 || (value == best.0 && id < best.1) {
+                best = (value, id);
+            }
+        }
+        best.1
+    }
+}
+
+/// The natural logarithm of the probability of each id, in `f64`: `logit - ln Σ exp(logit)`.
+pub(crate) fn log_probabilities(logits: &[f32]) -> impl Fn(u32) -> f64 {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
+    let sum: f64 = logits.iter().map(|l| exp64(f64::from(*l) - f64::from(max))).sum();
+    let log_total = f64::from(max) + ln64(sum);
+    move |id| f64::from(logits[id as usize]) - log_total
+}
+
+/// The index of the highest logit, the lowest index among equals.
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, l) in logits.iter().enumerate() {
+        if *l > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+/// Descending by logit, then ascending by id.
+pub(crate) fn by_logit(logits: &[f32], a: u32, b: u32) -> std::cmp::Ordering {
+    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
+}
+
+fn highest(logits: &[f32], candidates: &[u32]) -> f32 {
+    candidates.iter().map(|id| logits[*id as usize]).fold(f32::NEG_INFINITY, f32::max)
+}
+
+fn distinct<'a>(ids: &[u32], memory: &'a mut Vec<u32>) -> &'a [u32] {
+    memory.clear();
+    memory.extend_from_slice(ids);
+    memory.sort_unstable();
+    memory.dedup();
+    memory
+}
+
+/// `-ln(-ln u)` for u in (0, 1) from the upper 52 bits.
+fn gumbel(bits: u64) -> f64 {
+    let u = ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
+    -ln64(-ln64(u))
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(options: SamplingOptions) -> Sampler {
+        Sampler::new(options, 5).unwrap()
+    }
+
+    /// How often each of five ids is drawn in 20,000 positions.
+    fn frequencies(options: SamplingOptions, logits: [f32; 5]) -> [f64; 5] {
+        let mut sampler = sampler(options);
+        let mut counts = [0.0; 5];
+        for position in 0..20_000 {
+            counts[sampler.sample(&logits, &[], 0, position) as usize] += 1.0 / 20_000.0;
+        }
+        counts
+    }
+
+    const LOGITS: [f32; 5] = [0.0, 1.0, 2.0, -1.0, 0.5];
+
+    fn softmax(logits: [f64; 5]) -> [f64; 5] {
+        let sum: f64 = logits.iter().map(|l| exp64(*l)).sum();
+        logits.map(|l| exp64(l) / sum)
+    }
+
+    fn assert_close(got: [f64; 5], want: [f64; 5]) {
+        // Four standard deviations of a frequency over 20,000 draws are at most 0.0142.
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() < 0.0142, "{got:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        for (temperature, seed) in [(1.0, 1), (0.5, 2), (2.0, u64::MAX)] {
+            let got = frequencies(SamplingOptions { temperature, seed, ..Default::default() }, LOGITS);
+            assert_close(got, softmax(LOGITS.map(|l| f64::from(l) / f64::from(temperature))));
+        }
+    }
+
+    #[test]
+    fn candidates_are_cut_and_the_rest_keeps_its_proportions() {
+        let cut = |options: SamplingOptions, kept: [f64; 5]| {
+            let got = frequencies(SamplingOptions { temperature: 1.0, seed: 3, ..options }, LOGITS);
+            let p = softmax(LOGITS.map(f64::from));
+            let total: f64 = p.iter().zip(kept).map(|(p, k)| p * k).sum();
+            let mut want = [0.0; 5];
+            for i in 0..5 {
+                want[i] = p[i] * kept[i] / total;
+            }
+            assert_close(got, want);
+        };
+        // Probabilities: 0.075, 0.203, 0.551, 0.028, 0.123 (in order 2, 1, 4, 0, 3).
+        cut(SamplingOptions { top_k: 2, ..Default::default() }, [0.0, 1.0, 1.0, 0.0, 0.0]);
+        cut(SamplingOptions { top_p: 0.8, ..Default::default() }, [0.0, 1.0, 1.0, 0.0, 1.0]);
+        cut(SamplingOptions { top_p: 0.5, ..Default::default() }, [0.0, 0.0, 1.0, 0.0, 0.0]);
+        cut(SamplingOptions { min_p: 0.3, ..Default::default() }, [0.0, 1.0, 1.0, 0.0, 0.0]);
+        cut(SamplingOptions { top_k: 4, top_p: 0.99, min_p: 0.01, ..Default::default() }, [1.0, 1.0, 1.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equals() {
+        let mut s = sampler(SamplingOptions::default());
+        assert_eq!(s.sample(&[0.0, 3.0, 3.0, 1.0, 3.0], &[], 0, 0), 1);
+    }
+
+    #[test]
+    fn penalties_and_biases_move_the_choice() {
+        let choice = |options: SamplingOptions, tokens: &[u32], from| {
+            sampler(options).sample(&[0.0, 1.0, 2.0, -1.0, 1.5], tokens, from, 0)
+        };
+        let repetition = SamplingOptions { repetition_penalty: 2.0, ..Default::default() };
+        assert_eq!(choice(repetition.clone(), &[2, 2, 2], 3), 4, "prompt tokens count; once");
+        assert_eq!(choice(repetition, &[], 0), 2);
+        let presence = SamplingOptions { presence_penalty: 0.6, ..Default::default() };
+        assert_eq!(choice(presence.clone(), &[2], 0), 4);
+        assert_eq!(choice(presence, &[2], 1), 2, "prompt tokens do not count");
+        let frequency = SamplingOptions { frequency_penalty: 0.3, ..Default::default() };
+        assert_eq!(choice(frequency.clone(), &[2], 0), 2);
+        assert_eq!(choice(frequency, &[2, 2], 0), 4);
+        let bias = SamplingOptions { logit_bias: vec![(3, 10.0), (2, f32::NEG_INFINITY)], ..Default::default() };
+        assert_eq!(choice(bias, &[], 0), 3);
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_position_and_nothing_else() {
+        let options = SamplingOptions { temperature: 1.0, seed: 7, ..Default::default() };
+        let mut a = sampler(options.clone());
+        let draws: Vec<u32> = (0..50).map(|p| a.sample(&LOGITS, &[], 0, p)).collect();
+        let mut b = sampler(options.clone());
+        assert_eq!((0..50).rev().map(|p| b.sample(&LOGITS, &[], 0, p)).collect::<Vec<_>>(),
+            draws.iter().rev().copied().collect::<Vec<_>>());
+        let mut other = sampler(SamplingOptions { seed: 8, ..options });
+        assert_ne!((0..50).map(|p| other.sample(&LOGITS, &[], 0, p)).collect::<Vec<_>>(), draws);
+    }
+
+    #[test]
+    fn log_probabilities_sum_to_one() {
+        let log_p = log_probabilities(&LOGITS);
+        let sum: f64 = (0..5).map(|id| exp64(log_p(id))).sum();
+        assert!((sum - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn senseless_options_are_refused() {
+        for options in [
+            SamplingOptions { temperature: -1.0, ..Default::default() },
+            SamplingOptions { temperature: f32::NAN, ..Default::default() },
+            SamplingOptions { top_p: 0.0, ..Default::default() },
+            SamplingOptions { min_p: 1.5, ..Default::default() },
+            SamplingOptions { repetition_penalty: 0.0, ..Default::default() },
+            SamplingOptions { logit_bias: vec![(5, 1.0)], ..Default::default() },
+        ] {
+            assert!(matches!(Sampler::new(options, 5), Err(Error::BadOption { .. })));
+        }
+    }
+}

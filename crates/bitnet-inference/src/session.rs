@@ -1,0 +1,142 @@
+//! A session: one sequence of tokens, its KV cache and its activations.
+
+use bitnet_core::BitNetDType;
+use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
+use bitnet_quant::fpenv::DefaultFloatEnv;
+
+use crate::kv_cache::KvCache;
+use crate::model::Model;
+use crate::state::RunState;
+use crate::{Error, Result};
+
+/// Tokens of a prompt that are computed together.
+pub const DEFAULT_CHUNK: usize = 128;
+
+/// How a session is opened.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Positions that the session has room for; the model's own limit, when that is below 4096, or 4096.
+    pub max_seq_len: Option<usize>,
+    /// Tokens of a prompt that are computed together; [`DEFAULT_CHUNK`] when absent. It changes no result.
+    pub chunk: Option<usize>,
+    /// Precisions of the session's parts.
+    pub precision: MixedPrecisionConfig,
+}
+
+/// The context of a session that asks for none, where the model allows it.
+const DEFAULT_MAX_SEQ_LEN: usize = 4096;
+
+/// One sequence of tokens on a model.
+#[derive(Debug)]
+pub struct Session {
+    model: Model,
+    cache: KvCache,
+    state: RunState,
+    tokens: Vec<u32>,
+    max_seq_len: usize,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model, options: SessionOptions) -> Result<Self> {
+        let config = model.config();
+        let max_seq_len = options.max_seq_len.unwrap_or(config.max_seq_len.min(DEFAULT_MAX_SEQ_LEN));
+        if max_seq_len == 0 || max_seq_len > config.max_seq_len {
+            return Err(Error::BadOption {
+                option: "the context",
+                must: "at least 1, and no more than the model was made for (`bitnet inspect` shows it)",
+            });
+        }
+        let chunk = options.chunk.unwrap_or(DEFAULT_CHUNK).min(max_seq_len);
+        if chunk == 0 {
+            return Err(Error::BadOption { option: "the chunk", must: "at least 1" });
+        }
+        let dtype = PrecisionManager::new(options.precision)?.precision(ComponentType::KvCache);
+        let pool = model.pool();
+        let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, dtype)?;
+        let state = RunState::new(pool, config, chunk)?;
+        let tokens = Vec::with_capacity(max_seq_len);
+        Ok(Session { model, cache, state, tokens, max_seq_len })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Positions that the session has room for.
+    pub fn max_seq_len(&self) -> usize {
+        self.max_seq_len
+    }
+
+    /// Bytes that a session's cache takes.
+    pub fn kv_cache_bytes(model: &Model, max_seq_len: usize, dtype: BitNetDType) -> usize {
+        KvCache::size_bytes(model.config().n_layers, model.config().heads(), max_seq_len, dtype)
+    }
+
+    /// Forgets the tokens from `len` on; what comes next continues from there.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.cache.truncate(len);
+    }
+
+    /// Appends `tokens` and returns the logits that follow the last: (vocab_size).
+    pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        let _env = DefaultFloatEnv::enter();
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let (mut position, mut row) = (0, 0);
+        self.chunks(tokens, |_, at, n| {
+            (position, row) = (at, n - 1);
+            Ok(())
+        })?;
+        self.model.logits(row, position, &mut self.state)?;
+        Ok(&self.state.logits)
+    }
+
+    /// Appends `tokens` and calls `each(index, logits)` for every one of them.
+    pub fn forward_all(
+        &mut self,
+        tokens: &[u32],
+        mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let _env = DefaultFloatEnv::enter();
+        let start = self.tokens.len();
+        let model = self.model.clone();
+        self.chunks(tokens, |state, at, n| {
+            for row in 0..n {
+                model.logits(row, at, state)?;
+                each(at + row - start, &state.logits)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs `tokens` in chunks; `after(state, position of its first token, tokens)` follows each.
+    fn chunks(
+        &mut self,
+        tokens: &[u32],
+        mut after: impl FnMut(&mut RunState, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let vocab_size = self.model.config().vocab_size;
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id, vocab_size });
+        }
+        if tokens.len() > self.max_seq_len - self.tokens.len() {
+            return Err(Error::ContextFull { max_seq_len: self.max_seq_len });
+        }
+        for chunk in tokens.chunks(self.state.chunk) {
+            let position = self.cache.position;
+            let result = self.model.forward(chunk, &mut self.cache, &mut self.state);
+            self.tokens.extend_from_slice(&chunk[..self.cache.position - position]);
+            result?;
+            after(&mut self.state, position, chunk.len())?;
+        }
+        Ok(())
+    }
+}

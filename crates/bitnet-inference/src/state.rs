@@ -1,0 +1,55 @@
+//! The activations of one session: allocated when it opens, written by every forward pass.
+
+use bitnet_core::memory::{Buffer, HybridMemoryPool};
+use bitnet_quant::layout::padded_cols;
+
+use crate::Result;
+use crate::config::ModelConfig;
+
+/// Buffers for chunks of at most `chunk` tokens.
+#[derive(Debug)]
+pub(crate) struct RunState {
+    pub(crate) hidden: Buffer<f32>,  // (chunk, dim)
+    pub(crate) normed: Buffer<f32>,  // (chunk, dim)
+    pub(crate) inner: Buffer<f32>,   // (chunk, widest input of a projection), if projections have norms
+    pub(crate) row: Buffer<f32>,     // (widest input of a projection)
+    pub(crate) q: Buffer<f32>,       // (chunk, n_heads * head_dim)
+    pub(crate) k: Buffer<f32>,       // (chunk, n_kv_heads * head_dim)
+    pub(crate) v: Buffer<f32>,       // (chunk, n_kv_heads * head_dim)
+    pub(crate) mixed: Buffer<f32>,   // (chunk, n_heads * head_dim)
+    pub(crate) gate: Buffer<f32>,    // (chunk, ffn_dim)
+    pub(crate) up: Buffer<f32>,      // (chunk, ffn_dim)
+    pub(crate) codes: Buffer<i8>,    // (chunk, widest input, padded)
+    pub(crate) factors: Buffer<f32>, // (chunk)
+    pub(crate) sums: Buffer<i32>,    // (chunk)
+    pub(crate) cos: Buffer<f32>,     // (chunk, head_dim / 2)
+    pub(crate) sin: Buffer<f32>,     // (chunk, head_dim / 2)
+    pub(crate) logits: Buffer<f32>,  // (vocab_size)
+    pub(crate) chunk: usize,
+}
+
+impl RunState {
+    pub(crate) fn new(pool: &HybridMemoryPool, config: &ModelConfig, chunk: usize) -> Result<Self> {
+        let widest = config.dim.max(config.ffn_dim).max(config.q_dim());
+        let f32s = |n: usize| pool.buffer::<f32>(n);
+        Ok(RunState {
+            hidden: f32s(chunk * config.dim)?,
+            normed: f32s(chunk * config.dim)?,
+            inner: f32s(if config.input_norm_eps.is_some() { chunk * widest } else { 0 })?,
+            row: f32s(widest)?,
+            q: f32s(chunk * config.q_dim())?,
+            k: f32s(chunk * config.kv_dim())?,
+            v: f32s(chunk * config.kv_dim())?,
+            mixed: f32s(chunk * config.q_dim())?,
+            gate: f32s(chunk * config.ffn_dim)?,
+            up: f32s(chunk * config.ffn_dim)?,
+            codes: pool.buffer(chunk * padded_cols(widest))?,
+            factors: f32s(chunk)?,
+            sums: pool.buffer(chunk)?,
+            cos: f32s(chunk * config.head_dim / 2)?,
+            sin: f32s(chunk * config.head_dim / 2)?,
+            logits: f32s(config.vocab_size)?,
+            chunk,
+        })
+    }
+}
