@@ -240,8 +240,7 @@ impl Gguf {
         let data_start = cursor.at().checked_next_multiple_of(alignment);
 
         let mut in_order: Vec<&mut TensorInfo> = self.tensors.values_mut().collect();
-        // Of tensors at one offset only the last may have bytes.
-        in_order.sort_by_key(|tensor| (tensor.offset, tensor.n != 0));
+        in_order.sort_by_key(|tensor| tensor.offset);
         let mut end = file_len;
         for tensor in in_order.into_iter().rev() {
             if !tensor.offset.is_multiple_of(alignment) {
@@ -300,26 +299,20 @@ impl TensorInfo {
             return Err(start.malformed(rule));
         }
         let dims: Vec<u64> = (0..n_dims).map(|_| cursor.u64()).collect::<Result<_>>()?;
-        let overflow = || start.malformed(format!("the tensor `{name}` has too many elements: {dims:?}"));
-        let sizes: Option<Vec<usize>> = dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
-        let sizes = sizes.ok_or_else(overflow)?;
-        // A dimension of zero must not hide others whose product overflows.
-        let bound = sizes.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim.max(1)));
-        bound.ok_or_else(overflow)?;
+        // An empty tensor could claim rows of any length, and its reader would believe it.
+        let n = dims.iter().try_fold(1usize, |n, &dim| {
+            usize::try_from(dim).ok().filter(|&dim| dim != 0).and_then(|dim| n.checked_mul(dim))
+        });
+        let n = n.ok_or_else(|| {
+            start.malformed(format!("the tensor `{name}` cannot have the dimensions {dims:?}"))
+        })?;
+        // Each fits: their product does.
+        let dims = dims.into_iter().map(|dim| dim as usize).collect();
         let ggml_type = GgmlType::from_id(cursor.u32()?);
         let offset = cursor.u64()?;
         let offset = usize::try_from(offset)
             .map_err(|_| start.malformed(format!("the tensor `{name}` begins at {offset}")))?;
-        let n = sizes.iter().product();
-        Ok(TensorInfo {
-            name,
-            dims: sizes,
-            ggml_type,
-            mapping: cursor.mapping().clone(),
-            n,
-            offset,
-            space: 0,
-        })
+        Ok(TensorInfo { name, dims, ggml_type, mapping: cursor.mapping().clone(), n, offset, space: 0 })
     }
 
     /// Checks that the space holds the tensor, where its type is known.

@@ -305,8 +305,9 @@ fn impossible_dimensions_are_refused() {
     let with = |dims: &[u64]| Raw::new().tensor("t", dims, F32, 0).data([0; 64]).parse();
     assert!(with(&[2, 2, 2, 2]).is_ok());
     assert_refused(with(&[1, 1, 1, 1, 1]), "5 dimensions");
-    assert_refused(with(&[1 << 32, 1 << 32]), "too many elements");
-    assert_refused(with(&[0, 1 << 32, 1 << 32]), "too many elements");
+    for dims in [&[1 << 32, 1 << 32][..], &[1 << 60, 0], &[0]] {
+        assert_refused(with(dims), "cannot have the dimensions");
+    }
     assert_refused(with(&[1 << 62]), "cannot be stored as f32");
     assert_refused(Raw::new().tensor("t", &[128], 35, 0).data([0; 66]).parse(), "cannot be stored as tq2_0");
     // One element, without dimensions.
