@@ -1,6 +1,6 @@
 //! Files, memory, tensors, tokenizers and devices of the BitNet engine.
 //!
-//! The engine opens a model file ([`file`]), decides the number format of each tensor ([`mixed_precision`]),
+//! The engine opens a model file ([`mod@file`]), decides the number format of each tensor ([`mixed_precision`]),
 //! converts what has to be converted ([`conversion`]) into pool memory ([`memory`]) and turns text into token ids
 //! and back ([`tokenizer`]). Each concept has its one home here; `bitnet-inference` puts them together.
 

@@ -14,6 +14,7 @@ mod json;
 mod pre_tokenizer;
 
 use std::path::Path;
+use std::sync::Arc;
 
 pub use chat::{ChatTemplate, ChosenTemplate, Message};
 pub use config::{GenerationConfig, TokenizerConfig};
@@ -27,7 +28,7 @@ use decode::Pieces;
 #[derive(Debug)]
 pub struct Tokenizer {
     encoder: tokenizers::Tokenizer,
-    pieces: Pieces,
+    pieces: Arc<Pieces>,
     /// Ids that `add_special` puts in front of the text and behind it.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
@@ -70,8 +71,8 @@ impl Tokenizer {
     }
 
     /// A decoder for ids that arrive one at a time.
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
-        DecodeStream::new(&self.pieces, skip_special)
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
+        DecodeStream::new(self.pieces.clone(), skip_special)
     }
 
     /// One more than the largest id. A model may have more rows than this: its table is often padded.

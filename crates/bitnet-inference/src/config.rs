@@ -151,13 +151,22 @@ impl ModelConfig {
             return bad(keys.n_kv_heads, format!("is {kv}, which does not divide the {q} query heads"));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return bad(keys.head_dim, format!("is {}, which is odd; heads are rotated by halves", self.head_dim));
+            return bad(
+                keys.head_dim,
+                format!("is {}, which is odd; heads are rotated by halves", self.head_dim),
+            );
         }
         if self.q_dim() > MAX_COLS {
-            return bad(keys.n_heads, format!("times {} is {}, above {MAX_COLS}", keys.head_dim, self.q_dim()));
+            return bad(
+                keys.n_heads,
+                format!("times {} is {}, above {MAX_COLS}", keys.head_dim, self.q_dim()),
+            );
         }
         if !(self.rope_theta.is_finite() && self.rope_theta >= 1.0) {
-            return bad(keys.rope_theta, format!("is {}, not a finite number of at least 1", self.rope_theta));
+            return bad(
+                keys.rope_theta,
+                format!("is {}, not a finite number of at least 1", self.rope_theta),
+            );
         }
         for eps in [Some(self.norm_eps), self.input_norm_eps].into_iter().flatten() {
             if !(eps.is_finite() && eps > 0.0) {
@@ -199,7 +208,10 @@ impl RopeScaling {
             RopeScaling::Linear { factor } if positive(*factor) => Ok(()),
             RopeScaling::Linear { factor } => Err(format!("has the factor {factor}, not a positive number")),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                if ![factor, low_freq_factor, high_freq_factor, original_context].iter().all(|x| positive(**x)) {
+                if ![factor, low_freq_factor, high_freq_factor, original_context]
+                    .iter()
+                    .all(|x| positive(**x))
+                {
                     Err("has a factor that is not a positive number".into())
                 } else if high_freq_factor <= low_freq_factor {
                     Err("has a high_freq_factor that is not above the low_freq_factor".into())

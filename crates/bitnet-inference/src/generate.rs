@@ -61,16 +61,19 @@ impl Session {
         let shared = prompt.iter().zip(self.tokens()).take_while(|(a, b)| a == b).count();
         // The last token of the prompt is always computed: its logits are needed.
         self.truncate(shared.min(prompt.len() - 1));
-        let sampler = Sampler::new(options.sampling.clone(), self.model().config().vocab_size)?;
-        let room = self.max_seq_len().saturating_sub(prompt.len());
-        let max_tokens = if options.max_tokens == 0 { room } else { options.max_tokens };
+        let tokenizer = &self.model().text()?.tokenizer;
+        let n_tokens = tokenizer.vocab_size().min(self.model().config().vocab_size);
+        let text = TextStream::new(tokenizer.decode_stream(true), &options.stop);
+        let sampler = Sampler::new(options.sampling.clone(), n_tokens)?;
+        let max_tokens = if options.max_tokens == 0 { usize::MAX } else { options.max_tokens };
         Ok(Generation {
             pending: prompt[self.tokens().len()..].to_vec(),
             prompt_len: prompt.len(),
             max_tokens,
+            n_tokens,
             options: options.clone(),
             sampler,
-            text: TextStream::new(self.model(), &options.stop),
+            text,
             n_generated: 0,
             logprobs: VecDeque::new(),
             finished: None,
@@ -89,6 +92,8 @@ pub struct Generation<'s> {
     pending: Vec<u32>,
     prompt_len: usize,
     max_tokens: usize,
+    /// Ids that the tokenizer knows: the rows of many models are padded beyond them.
+    n_tokens: usize,
     options: GenerateOptions,
     sampler: Sampler,
     text: TextStream,
@@ -124,14 +129,14 @@ impl Generation<'_> {
             return Ok(None);
         }
         let position = self.session.tokens().len() + self.pending.len();
-        if self.n_generated >= self.max_tokens || position >= self.session.max_seq_len() + 1 {
+        if self.n_generated >= self.max_tokens || position > self.session.max_seq_len() {
             self.finished = Some(FinishReason::Length);
             return Ok(None);
         }
         self.session.forward(&self.pending)?;
         self.pending.clear();
         let (logits, tokens) = self.session.logits_and_tokens();
-        let token = self.sampler.sample(logits, tokens, self.prompt_len, position);
+        let token = self.sampler.sample(&logits[..self.n_tokens], tokens, self.prompt_len, position);
         if let Some(n) = self.options.logprobs {
             self.logprobs.push_back(token_logprobs(logits, token, n));
         }
@@ -147,7 +152,7 @@ impl Generation<'_> {
     fn next_piece(&mut self) -> Result<Option<String>> {
         match self.next_token()? {
             Some(token) => {
-                let piece = self.text.push(self.session.model(), token)?;
+                let piece = self.text.push(token)?;
                 if self.text.stopped {
                     self.finished = Some(FinishReason::Stop);
                 }
@@ -181,10 +186,146 @@ impl Model {
 /// Tokens to text, with stop texts taken out: what may become one is held back until it cannot.
 #[derive(Debug)]
 struct TextStream {
-    model: Model,
-    ids: Vec<u32>,
+    decoder: DecodeStream,
     stop: Vec<String>,
     held: String,
     stopped: bool,
     ended: bool,
+}
+
+impl TextStream {
+    fn new(decoder: DecodeStream, stop: &[String]) -> Self {
+        let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
+        TextStream { decoder, stop, held: String::new(), stopped: false, ended: false }
+    }
+
+    /// The text that is certain to be part of the answer once `token` has come.
+    fn push(&mut self, token: u32) -> Result<String> {
+        self.held.push_str(&self.decoder.push(token)?);
+        if let Some(at) = self.stop.iter().filter_map(|s| self.held.find(s.as_str())).min() {
+            self.held.truncate(at);
+            (self.stopped, self.ended) = (true, true);
+            return Ok(std::mem::take(&mut self.held));
+        }
+        let held_back = self.stop.iter().map(|s| longest_start_at_end(&self.held, s)).max().unwrap_or(0);
+        let tail = self.held.split_off(self.held.len() - held_back);
+        Ok(std::mem::replace(&mut self.held, tail))
+    }
+
+    /// What was held back, once no more tokens come.
+    fn finish(&mut self) -> Option<String> {
+        if std::mem::replace(&mut self.ended, true) {
+            return None;
+        }
+        let mut rest = std::mem::take(&mut self.held);
+        rest.push_str(&self.decoder.finish());
+        (!rest.is_empty()).then_some(rest)
+    }
+}
+
+/// Bytes at the end of `text` that are the start of `stop`, the most there are.
+fn longest_start_at_end(text: &str, stop: &str) -> usize {
+    let starts = stop.char_indices().map(|(i, _)| i).skip(1);
+    starts.filter(|n| text.ends_with(&stop[..*n])).max().unwrap_or(0)
+}
+
+fn token_logprobs(logits: &[f32], token: u32, n: usize) -> TokenLogprobs {
+    let log_p = log_probabilities(logits);
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let n = n.min(ids.len());
+    if n > 0 && n < ids.len() {
+        ids.select_nth_unstable_by(n - 1, |a, b| by_logit(logits, *a, *b));
+    }
+    ids.truncate(n);
+    ids.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+    TokenLogprobs { token, logprob: log_p(token), top: ids.into_iter().map(|id| (id, log_p(id))).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SessionOptions;
+
+    fn session() -> Session {
+        Model::embedded().unwrap().session(SessionOptions::default()).unwrap()
+    }
+
+    fn text(session: &mut Session, prompt: &str, options: &GenerateOptions) -> String {
+        session.generate(prompt, options).unwrap().map(|p| p.unwrap()).collect()
+    }
+
+    #[test]
+    fn an_answer_ends_with_the_turn_or_with_the_number_of_tokens() {
+        let mut session = session();
+        let prompt = "tell me a short story about a robot and a snail";
+        let mut answer = session.generate(prompt, &GenerateOptions::default()).unwrap();
+        let whole: String = answer.by_ref().map(|p| p.unwrap()).collect();
+        assert_eq!(answer.finish_reason(), Some(FinishReason::Stop));
+        assert!(
+            whole.starts_with("A big storm came to the park.") && whole.ends_with("warm and happy."),
+            "{whole}"
+        );
+        let options = GenerateOptions { max_tokens: 5, ..Default::default() };
+        let mut answer = session.generate(prompt, &options).unwrap();
+        let start: String = answer.by_ref().map(|p| p.unwrap()).collect();
+        assert_eq!((answer.finish_reason(), answer.n_generated()), (Some(FinishReason::Length), 5));
+        assert!(whole.starts_with(&start));
+    }
+
+    #[test]
+    fn stop_texts_end_the_answer_and_are_not_part_of_it() {
+        let mut session = session();
+        let prompt = "tell me a short story about a robot and a snail";
+        let whole = text(&mut session, prompt, &GenerateOptions::default());
+        for stop in ["the park", "storm came", "m c", "happy.", "no such text"] {
+            let options = GenerateOptions { stop: vec![stop.into(), String::new()], ..Default::default() };
+            let want = whole.split(stop).next().unwrap();
+            assert_eq!(text(&mut session, prompt, &options), want, "stop at {stop:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_generates_the_same_after_another_prompt() {
+        let mut session = session();
+        let options = GenerateOptions { max_tokens: 20, ..Default::default() };
+        let first = text(&mut session, "Tell me a story about a fox", &options);
+        text(&mut session, "Tell me a story about a bear", &options);
+        assert_eq!(text(&mut session, "Tell me a story about a fox", &options), first);
+    }
+
+    #[test]
+    fn the_context_is_filled_to_its_last_position() {
+        let model = Model::embedded().unwrap();
+        let mut session =
+            model.session(SessionOptions { max_seq_len: Some(30), ..Default::default() }).unwrap();
+        let prompt = model.text().unwrap().encode("Once upon a time").unwrap();
+        let mut answer = session.generate_from(&prompt, &GenerateOptions::default()).unwrap();
+        assert_eq!(answer.by_ref().map(|p| p.unwrap()).count(), 31 - prompt.len());
+        assert_eq!(answer.finish_reason(), Some(FinishReason::Length));
+        assert_eq!(session.tokens().len(), 30);
+        let long = vec![5; 31];
+        let mut answer = session.generate_from(&long, &GenerateOptions::default()).unwrap();
+        assert!(matches!(answer.next(), Some(Err(Error::ContextFull { max_seq_len: 30 }))));
+        assert!(answer.next().is_none());
+    }
+
+    #[test]
+    fn logprobs_belong_to_the_tokens_chosen() {
+        let mut session = session();
+        let options = GenerateOptions { max_tokens: 3, logprobs: Some(2), ..Default::default() };
+        let mut answer = session.generate("Tell me a story", &options).unwrap();
+        while let Some(token) = answer.next_token().unwrap() {
+            let l = answer.take_logprobs().unwrap();
+            assert_eq!((l.token, l.top.len(), l.top[0].0), (token, 2, token), "greedy takes the most likely");
+            assert!(l.top[0].1 == l.logprob && l.logprob <= 0.0 && l.top[1].1 <= l.logprob);
+        }
+    }
+
+    #[test]
+    fn what_may_become_a_stop_text_is_held_back() {
+        assert_eq!(longest_start_at_end("abc<", "<end>"), 1);
+        assert_eq!(longest_start_at_end("abc<end", "<end>"), 4);
+        assert_eq!(longest_start_at_end("aé", "éa"), 2);
+        assert_eq!(longest_start_at_end("abc", "<end>"), 0);
+    }
 }

@@ -16,7 +16,7 @@ const BEYOND_F16: u32 = 65520f32.to_bits();
 
 /// The cache of one session. Memory for the whole context is reserved at once and used as tokens come in.
 #[derive(Debug)]
-pub struct KvCache {
+pub(crate) struct KvCache {
     rows: Rows,
     heads: Heads,
     layer_len: usize, // elements of K, or of V, of one layer
@@ -35,7 +35,7 @@ enum Rows {
 
 impl KvCache {
     /// An empty cache for `max_seq_len` positions, stored as `dtype`.
-    pub fn new(
+    pub(crate) fn new(
         pool: &HybridMemoryPool,
         n_layers: usize,
         heads: Heads,
@@ -53,12 +53,12 @@ impl KvCache {
     }
 
     /// Bytes of a cache.
-    pub fn size_bytes(n_layers: usize, heads: Heads, max_seq_len: usize, dtype: BitNetDType) -> usize {
+    pub(crate) fn size_bytes(n_layers: usize, heads: Heads, max_seq_len: usize, dtype: BitNetDType) -> usize {
         2 * n_layers * Self::layer_len(heads, max_seq_len) * dtype.bits() / 8
     }
 
     /// Forgets the tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
+    pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.position = self.len;
     }
@@ -155,6 +155,9 @@ mod tests {
         assert_eq!(cache(BitNetDType::F16).0.store(Kernels::best(), 0, 0, &big, &ok), Err("the keys"));
         assert_eq!(cache(BitNetDType::F16).0.store(Kernels::best(), 0, 0, &ok, &big), Err("the values"));
         assert_eq!(cache(BitNetDType::F32).0.store(Kernels::best(), 0, 0, &big, &big), Ok(()));
-        assert_eq!(cache(BitNetDType::F32).0.store(Kernels::best(), 0, 0, &ok, &[f32::NAN; 8]), Err("the values"));
+        assert_eq!(
+            cache(BitNetDType::F32).0.store(Kernels::best(), 0, 0, &ok, &[f32::NAN; 8]),
+            Err("the values")
+        );
     }
 }

@@ -140,8 +140,28 @@ fn attention_block(
 
     let n = sound.n;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    rotate_heads(cpu, &mut q[..n * q_dim], layer.q_norm.as_ref(), q_dim, head_dim, &state.cos, &state.sin, scale, row);
-    rotate_heads(cpu, &mut k[..n * kv_dim], layer.k_norm.as_ref(), kv_dim, head_dim, &state.cos, &state.sin, 1.0, row);
+    rotate_heads(
+        cpu,
+        &mut q[..n * q_dim],
+        layer.q_norm.as_ref(),
+        q_dim,
+        head_dim,
+        &state.cos,
+        &state.sin,
+        scale,
+        row,
+    );
+    rotate_heads(
+        cpu,
+        &mut k[..n * kv_dim],
+        layer.k_norm.as_ref(),
+        kv_dim,
+        head_dim,
+        &state.cos,
+        &state.sin,
+        1.0,
+        row,
+    );
     for t in 0..n {
         let row = t * kv_dim..(t + 1) * kv_dim;
         if let Err(op) = cache.store(cpu.kernels, l, first + t, &k[row.clone()], &v[row]) {

@@ -73,7 +73,11 @@ impl Sampler {
         check(finite, "presence and frequency penalties", "finite numbers")?;
         let biases = o.logit_bias.iter().all(|(id, b)| (*id as usize) < vocab_size && !b.is_nan());
         check(biases, "logit biases", "numbers for ids of the vocabulary")?;
-        Ok(Sampler { options, logits: Vec::with_capacity(vocab_size), candidates: Vec::with_capacity(vocab_size) })
+        Ok(Sampler {
+            options,
+            logits: Vec::with_capacity(vocab_size),
+            candidates: Vec::with_capacity(vocab_size),
+        })
     }
 
     /// The token for `position`, which follows `tokens`, of which those from `generated_from` on were generated.
@@ -102,7 +106,8 @@ impl Sampler {
         if o.repetition_penalty != 1.0 {
             for id in distinct(tokens, &mut self.candidates) {
                 let logit = &mut self.logits[*id as usize];
-                *logit = if *logit > 0.0 { *logit / o.repetition_penalty } else { *logit * o.repetition_penalty };
+                *logit =
+                    if *logit > 0.0 { *logit / o.repetition_penalty } else { *logit * o.repetition_penalty };
             }
         }
         let generated = &tokens[generated_from.min(tokens.len())..];
@@ -286,7 +291,10 @@ mod tests {
         cut(SamplingOptions { top_p: 0.8, ..Default::default() }, [0.0, 1.0, 1.0, 0.0, 1.0]);
         cut(SamplingOptions { top_p: 0.5, ..Default::default() }, [0.0, 0.0, 1.0, 0.0, 0.0]);
         cut(SamplingOptions { min_p: 0.3, ..Default::default() }, [0.0, 1.0, 1.0, 0.0, 0.0]);
-        cut(SamplingOptions { top_k: 4, top_p: 0.99, min_p: 0.01, ..Default::default() }, [1.0, 1.0, 1.0, 0.0, 1.0]);
+        cut(
+            SamplingOptions { top_k: 4, top_p: 0.99, min_p: 0.01, ..Default::default() },
+            [1.0, 1.0, 1.0, 0.0, 1.0],
+        );
     }
 
     #[test]
@@ -309,7 +317,8 @@ mod tests {
         let frequency = SamplingOptions { frequency_penalty: 0.3, ..Default::default() };
         assert_eq!(choice(frequency.clone(), &[2], 0), 2);
         assert_eq!(choice(frequency, &[2, 2], 0), 4);
-        let bias = SamplingOptions { logit_bias: vec![(3, 10.0), (2, f32::NEG_INFINITY)], ..Default::default() };
+        let bias =
+            SamplingOptions { logit_bias: vec![(3, 10.0), (2, f32::NEG_INFINITY)], ..Default::default() };
         assert_eq!(choice(bias, &[], 0), 3);
     }
 
@@ -319,8 +328,10 @@ mod tests {
         let mut a = sampler(options.clone());
         let draws: Vec<u32> = (0..50).map(|p| a.sample(&LOGITS, &[], 0, p)).collect();
         let mut b = sampler(options.clone());
-        assert_eq!((0..50).rev().map(|p| b.sample(&LOGITS, &[], 0, p)).collect::<Vec<_>>(),
-            draws.iter().rev().copied().collect::<Vec<_>>());
+        assert_eq!(
+            (0..50).rev().map(|p| b.sample(&LOGITS, &[], 0, p)).collect::<Vec<_>>(),
+            draws.iter().rev().copied().collect::<Vec<_>>()
+        );
         let mut other = sampler(SamplingOptions { seed: 8, ..options });
         assert_ne!((0..50).map(|p| other.sample(&LOGITS, &[], 0, p)).collect::<Vec<_>>(), draws);
     }

@@ -73,6 +73,11 @@ impl Session {
         self.max_seq_len
     }
 
+    /// The logits of the last forward pass, and the tokens they follow.
+    pub(crate) fn logits_and_tokens(&self) -> (&[f32], &[u32]) {
+        (&self.state.logits, &self.tokens)
+    }
+
     /// Bytes that a session's cache takes.
     pub fn kv_cache_bytes(model: &Model, max_seq_len: usize, dtype: BitNetDType) -> usize {
         KvCache::size_bytes(model.config().n_layers, model.config().heads(), max_seq_len, dtype)

@@ -21,12 +21,12 @@ const UNPACK_ROWS: usize = 16;
 
 /// All weights of a model.
 #[derive(Debug)]
-pub struct Weights {
+pub(crate) struct Weights {
     pub(crate) embedding: Dense, // (vocab_size, dim)
     pub(crate) layers: Vec<Layer>,
-    pub(crate) output_norm: Norm,              // (dim)
-    pub(crate) head: Option<Dense>,            // (vocab_size, dim); the embedding when absent
-    pub(crate) inverse_frequencies: Vec<f32>,  // (head_dim / 2)
+    pub(crate) output_norm: Norm,             // (dim)
+    pub(crate) head: Option<Dense>,           // (vocab_size, dim); the embedding when absent
+    pub(crate) inverse_frequencies: Vec<f32>, // (head_dim / 2)
 }
 
 /// The weights of one decoder block.
@@ -205,7 +205,9 @@ impl Loader<'_> {
             DenseFormat::F32 => BitNetDType::F32,
             DenseFormat::F16 => BitNetDType::F16,
             DenseFormat::BF16 => BitNetDType::BF16,
-            other => return Err(self.bad(&stored, format!("is {other}, but norms are f32, f16 or bf16")).into()),
+            other => {
+                return Err(self.bad(&stored, format!("is {other}, but norms are f32, f16 or bf16")).into());
+            }
         };
         let tensor = BitNetTensor::from_file(bytes.clone(), &[n], dtype)?;
         let weight = self.engine.convert(&tensor, self.precision.precision(ComponentType::Norm))?;
@@ -235,7 +237,8 @@ impl Loader<'_> {
         let (rows, cols) = (stored.rows, stored.cols);
         let size = format.row_bytes(cols).and_then(|row| row.checked_mul(rows));
         if size != Some(bytes.len()) {
-            let problem = format!("has {} bytes, which is not {rows} rows of {cols} {format} values", bytes.len());
+            let problem =
+                format!("has {} bytes, which is not {rows} rows of {cols} {format} values", bytes.len());
             return Err(self.bad(stored, problem).into());
         }
         Ok(Dense { bytes: bytes.clone(), format, rows, cols })
@@ -252,8 +255,13 @@ impl Loader<'_> {
         let matrix = match &stored.data {
             StoredData::Dense(format, bytes) => {
                 if stored.row_order != RowOrder::Halves {
-                    return Err(self.bad(&stored, "is dense and has interleaved rows; convert the model again from its \
-                        safetensors").into());
+                    return Err(self
+                        .bad(
+                            &stored,
+                            "is dense and has interleaved rows; convert the model again from its \
+                        safetensors",
+                        )
+                        .into());
                 }
                 Matrix::Dense(self.dense_matrix(&stored, *format, bytes)?)
             }
@@ -269,7 +277,11 @@ impl Loader<'_> {
             StoredData::Ternary { format, bytes, scale } => {
                 let ternary = self.unpack(&stored, *format, bytes, *scale)?;
                 // Q2_0 is the format of a family without an activation quantiser.
-                if *format == TernaryFormat::Q2_0 { Matrix::TernaryF32(ternary) } else { Matrix::BitLinear(ternary) }
+                if *format == TernaryFormat::Q2_0 {
+                    Matrix::TernaryF32(ternary)
+                } else {
+                    Matrix::BitLinear(ternary)
+                }
             }
         };
         Ok(Linear { input_norm, matrix })
@@ -296,7 +308,13 @@ impl Loader<'_> {
     }
 
     /// Any packing: rows are unpacked and packed again in the kernels' layout.
-    fn unpack(&self, stored: &StoredTensor, format: TernaryFormat, bytes: &Bytes, scale: f32) -> Result<Ternary> {
+    fn unpack(
+        &self,
+        stored: &StoredTensor,
+        format: TernaryFormat,
+        bytes: &Bytes,
+        scale: f32,
+    ) -> Result<Ternary> {
         let (rows, cols) = (stored.rows, stored.cols);
         let blocks = format.block().map_or(0, |block| cols / block);
         let mut d = self.pool.buffer::<f32>(rows * blocks)?;
@@ -311,10 +329,11 @@ impl Loader<'_> {
             }
             Ok(())
         };
-        let codes = self.pack_rows(rows, cols, blocks, &mut d, unpack_row).map_err(|e: PackRowsError| match e {
-            PackRowsError::Pack(e) => self.bad(stored, e.to_string()).into(),
-            PackRowsError::Memory(e) => crate::Error::from(e),
-        })?;
+        let codes =
+            self.pack_rows(rows, cols, blocks, &mut d, unpack_row).map_err(|e: PackRowsError| match e {
+                PackRowsError::Pack(e) => self.bad(stored, e.to_string()).into(),
+                PackRowsError::Memory(e) => crate::Error::from(e),
+            })?;
         let uniform = uniform_scale(&d);
         let scales = match (format.block(), uniform) {
             (Some(_), Some(d)) => OwnedScales::Tensor(d * scale),
@@ -360,10 +379,15 @@ impl Loader<'_> {
         cols: usize,
         blocks: usize,
         d: &mut [f32],
-        fill: impl Fn(usize, &mut [u8], &mut [f32]) -> std::result::Result<(), bitnet_quant::packing::PackError> + Sync,
+        fill: impl Fn(usize, &mut [u8], &mut [f32]) -> std::result::Result<(), bitnet_quant::packing::PackError>
+        + Sync,
     ) -> std::result::Result<BitNetTensor, PackRowsError> {
         let row_bytes = layout::row_bytes(cols);
-        let mut packed = self.pool.allocate(rows * row_bytes, bitnet_core::memory::ALIGNMENT, &bitnet_core::Device::Cpu)?;
+        let mut packed = self.pool.allocate(
+            rows * row_bytes,
+            bitnet_core::memory::ALIGNMENT,
+            &bitnet_core::Device::Cpu,
+        )?;
         let share = rows.div_ceil(self.n_threads).next_multiple_of(UNPACK_ROWS);
         let mut d_shares = d.chunks_mut((share * blocks).max(1));
         std::thread::scope(|scope| {

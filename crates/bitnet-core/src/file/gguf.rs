@@ -8,6 +8,7 @@ mod ggml_type;
 mod value;
 mod writer;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -102,6 +103,11 @@ impl Gguf {
     /// The version of the format.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        self.mapping.path()
     }
 
     /// The file.

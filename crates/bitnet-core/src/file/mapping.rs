@@ -81,6 +81,13 @@ impl Bytes {
         Some(Bytes { mapping: mapping.clone(), range })
     }
 
+    /// A part of this range, counted from its beginning; `None` when it does not lie inside.
+    pub fn slice(&self, part: Range<usize>) -> Option<Self> {
+        self.as_slice().get(part.clone())?;
+        let range = self.range.start + part.start..self.range.start + part.end;
+        Some(Bytes { mapping: self.mapping.clone(), range })
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.mapping.as_slice()[self.range.clone()]

@@ -4,7 +4,7 @@
 //! unfinished character and gives out the rest at once, so the cost of a token is the length of its bytes.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use crate::{Error, Result};
 
@@ -123,8 +123,8 @@ impl Pieces {
 ///
 /// All pieces together with [`finish`](Self::finish) are what `decode` makes of all ids.
 #[derive(Debug)]
-pub struct DecodeStream<'a> {
-    pieces: &'a Pieces,
+pub struct DecodeStream {
+    pieces: Arc<Pieces>,
     skip_special: bool,
     /// Bytes of a character whose end has not come yet.
     pending: Vec<u8>,
@@ -132,9 +132,10 @@ pub struct DecodeStream<'a> {
     strip_left: usize,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(super) fn new(pieces: &'a Pieces, skip_special: bool) -> Self {
-        DecodeStream { pieces, skip_special, pending: Vec::new(), strip_left: pieces.strip_left }
+impl DecodeStream {
+    pub(super) fn new(pieces: Arc<Pieces>, skip_special: bool) -> Self {
+        let strip_left = pieces.strip_left;
+        DecodeStream { pieces, skip_special, pending: Vec::new(), strip_left }
     }
 
     /// Takes one id and returns the text that is complete with it, which may be empty.

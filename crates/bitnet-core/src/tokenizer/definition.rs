@@ -75,7 +75,7 @@ impl Definition {
                 return Err(Error::bad_key(path, self.keys.added, problem));
             }
         }
-        Ok(Tokenizer { encoder, pieces, prefix: self.prefix, suffix: self.suffix })
+        Ok(Tokenizer { encoder, pieces: pieces.into(), prefix: self.prefix, suffix: self.suffix })
     }
 
     fn pieces(&self, path: &Path) -> Result<Pieces> {

@@ -29,7 +29,8 @@ impl ModelConfig {
     /// Reads and validates the metadata of a GGUF file.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let path = gguf.path();
-        let unsupported = |what: String, hint: &str| Error::Unsupported { path: path.into(), what, hint: hint.into() };
+        let unsupported =
+            |what: String, hint: &str| Error::Unsupported { path: path.into(), what, hint: hint.into() };
         let arch = gguf.str("general.architecture")?;
         let architecture = match arch {
             "bitnet" | "bitnet-25" | "bitnet-b1.58" => Architecture::BitNet,
@@ -40,7 +41,7 @@ impl ModelConfig {
                 return Err(unsupported(format!("the architecture `{other}`"), hint));
             }
         };
-        if let Some(key) = gguf.keys().find(|k| k.starts_with("prism.hadamard")) {
+        if let Some(key) = gguf.metadata().map(|(k, _)| k).find(|k| k.starts_with("prism.hadamard")) {
             let what = format!("a model with rotated weights (key `{key}`)");
             return Err(unsupported(what, "use a file of the same model without rotation"));
         }
@@ -116,7 +117,7 @@ fn activation(gguf: &Gguf, arch: &str) -> Result<Activation> {
 fn rope_scaling(gguf: &Gguf, arch: &str) -> Result<RopeScaling> {
     if let Some(tensor) = gguf.tensor("rope_freqs.weight") {
         let bytes = tensor.bytes()?;
-        if tensor.dense_format() != Some(DenseFormat::F32) {
+        if tensor.ggml_type.dense() != Some(DenseFormat::F32) {
             let problem = "is not of type F32";
             return Err(CoreError::bad_tensor(gguf.path(), "rope_freqs.weight", problem).into());
         }
@@ -126,9 +127,12 @@ fn rope_scaling(gguf: &Gguf, arch: &str) -> Result<RopeScaling> {
     let key = format!("{arch}.rope.scaling.type");
     match gguf.opt_str(&key)? {
         None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: gguf.f32(&format!("{arch}.rope.scaling.factor"))? }),
+        Some("linear") => {
+            Ok(RopeScaling::Linear { factor: gguf.f32(&format!("{arch}.rope.scaling.factor"))? })
+        }
         Some(other) => {
-            let problem = format!("is `{other}`; known are none and linear (llama3 comes as rope_freqs.weight)");
+            let problem =
+                format!("is `{other}`; known are none and linear (llama3 comes as rope_freqs.weight)");
             Err(CoreError::bad_key(gguf.path(), key, problem).into())
         }
     }

@@ -97,11 +97,14 @@ impl HfConfig {
     /// Reads and validates the bytes of a `config.json`.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
         if bytes.len() > MAX_BYTES {
-            return Err(CoreError::malformed(path, 0, format!("a configuration above {MAX_BYTES} bytes")).into());
+            return Err(
+                CoreError::malformed(path, 0, format!("a configuration above {MAX_BYTES} bytes")).into()
+            );
         }
         let raw: RawConfig = serde_json::from_slice(bytes)
             .map_err(|e| CoreError::malformed(path, json_offset(bytes, &e), e.to_string()))?;
-        let unsupported = |what: String, hint: &str| Error::Unsupported { path: path.into(), what, hint: hint.into() };
+        let unsupported =
+            |what: String, hint: &str| Error::Unsupported { path: path.into(), what, hint: hint.into() };
 
         let model_type = raw.model_type.as_deref().unwrap_or("none");
         let architecture = match model_type {
@@ -120,7 +123,10 @@ impl HfConfig {
             "relu2" => Activation::Relu2,
             "silu" | "swish" => Activation::Silu,
             other => {
-                return Err(unsupported(format!("the activation `{other}`"), "hidden_act can be relu2 or silu"));
+                return Err(unsupported(
+                    format!("the activation `{other}`"),
+                    "hidden_act can be relu2 or silu",
+                ));
             }
         };
         let quantization = match &raw.quantization_config {
@@ -167,7 +173,11 @@ impl HfConfig {
 impl RawQuantization {
     fn read(&self, path: &Path) -> Result<QuantizationConfig> {
         let bad = |key: &str, value: &str, known: &str| {
-            CoreError::bad_key(path, format!("quantization_config.{key}"), format!("is `{value}`; known are {known}"))
+            CoreError::bad_key(
+                path,
+                format!("quantization_config.{key}"),
+                format!("is `{value}`; known are {known}"),
+            )
         };
         if let Some(other) = self.quant_method.as_deref().filter(|m| *m != "bitnet") {
             return Err(bad("quant_method", other, "bitnet").into());
@@ -190,7 +200,10 @@ impl RawQuantization {
 impl RawRope {
     fn scaling(&self, path: &Path) -> Result<RopeScaling> {
         let need = |key: &str, value: Option<f32>| {
-            value.ok_or_else(|| CoreError::MissingKey { path: path.into(), key: format!("rope_scaling.{key}") })
+            value.ok_or_else(|| CoreError::MissingKey {
+                path: path.into(),
+                key: format!("rope_scaling.{key}"),
+            })
         };
         Ok(match self.rope_type.as_deref() {
             None | Some("default") => RopeScaling::None,
@@ -199,7 +212,10 @@ impl RawRope {
                 factor: need("factor", self.factor)?,
                 low_freq_factor: need("low_freq_factor", self.low_freq_factor)?,
                 high_freq_factor: need("high_freq_factor", self.high_freq_factor)?,
-                original_context: need("original_max_position_embeddings", self.original_max_position_embeddings)?,
+                original_context: need(
+                    "original_max_position_embeddings",
+                    self.original_max_position_embeddings,
+                )?,
             },
             Some(other) => {
                 let problem = format!("is `{other}`; known are default, linear and llama3");
@@ -239,7 +255,8 @@ mod tests {
 
     #[test]
     fn rope_parameters_win_over_older_keys() {
-        let c = read(r#","rope_theta":1,"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2}"#);
+        let c =
+            read(r#","rope_theta":1,"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2}"#);
         let c = c.unwrap().model;
         assert_eq!((c.rope_theta, c.rope_scaling), (500_000.0, RopeScaling::Linear { factor: 2.0 }));
     }

@@ -107,8 +107,12 @@ impl Source for GgufSource {
         let data = match tensor.ggml_type {
             GgmlType::Dense(format) => StoredData::Dense(format, bytes),
             other => {
-                let format = other.ternary_format(self.layout).ok_or_else(|| {
-                    CoreError::bad_tensor(self.path(), &tensor.name, format!("has the type {other}, not one of weights"))
+                let format = other.ternary(self.layout).ok_or_else(|| {
+                    CoreError::bad_tensor(
+                        self.path(),
+                        &tensor.name,
+                        format!("has the type {other}, not one of weights"),
+                    )
                 })?;
                 StoredData::Ternary { format, bytes, scale: self.scale_beside(&stem)? }
             }

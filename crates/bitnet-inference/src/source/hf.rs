@@ -80,7 +80,9 @@ impl HfSource {
 
     fn find(&self, role: Role) -> Option<(String, &Tensor)> {
         let names = role.hf_names(self.config.model.architecture);
-        names.into_iter().find_map(|stem| Some((stem.clone(), self.checkpoint.get(&format!("{stem}.weight"))?)))
+        names
+            .into_iter()
+            .find_map(|stem| Some((stem.clone(), self.checkpoint.get(&format!("{stem}.weight"))?)))
     }
 
     /// The scale of a packed projection, as the factor that its product is multiplied with.
@@ -100,7 +102,9 @@ impl HfSource {
     fn is_converted(&self, stem: &str) -> bool {
         self.config.quantization.as_ref().is_some_and(|q| {
             // Names in the list stand for a module or for everything below it.
-            !q.not_converted.iter().any(|module| stem.split('.').any(|part| part == module) || stem.ends_with(module))
+            !q.not_converted
+                .iter()
+                .any(|module| stem.split('.').any(|part| part == module) || stem.ends_with(module))
         })
     }
 
@@ -112,7 +116,10 @@ impl HfSource {
                     CoreError::bad_tensor(self.checkpoint.path(), &tensor.name, "has too many rows")
                 })?;
                 let scale = self.weight_scale(stem, q)?;
-                Ok((rows, StoredData::Ternary { format: TernaryFormat::HfU8, bytes: tensor.bytes.clone(), scale }))
+                Ok((
+                    rows,
+                    StoredData::Ternary { format: TernaryFormat::HfU8, bytes: tensor.bytes.clone(), scale },
+                ))
             }
             (Some(q), dtype) if q.online && self.is_converted(stem) => {
                 Ok((rows, StoredData::Master(self.float(tensor, dtype)?, tensor.bytes.clone())))
@@ -123,7 +130,8 @@ impl HfSource {
 
     fn float(&self, tensor: &Tensor, dtype: Dtype) -> Result<DenseFormat> {
         dense_format(dtype).ok_or_else(|| {
-            let problem = format!("has the type {}; weights are F32, F16, BF16, or U8 when packed", dtype.name());
+            let problem =
+                format!("has the type {}; weights are F32, F16, BF16, or U8 when packed", dtype.name());
             CoreError::bad_tensor(self.checkpoint.path(), &tensor.name, problem).into()
         })
     }
@@ -173,7 +181,9 @@ impl Source for HfSource {
             (Role::Embedding | Role::Head, [rows, cols]) => {
                 (*rows, *cols, StoredData::Dense(self.float(tensor, tensor.dtype)?, tensor.bytes.clone()))
             }
-            (_, [cols]) => (1, *cols, StoredData::Dense(self.float(tensor, tensor.dtype)?, tensor.bytes.clone())),
+            (_, [cols]) => {
+                (1, *cols, StoredData::Dense(self.float(tensor, tensor.dtype)?, tensor.bytes.clone()))
+            }
             (_, shape) => {
                 let problem = format!("has the shape {shape:?}, which has the wrong number of dimensions");
                 return Err(CoreError::bad_tensor(self.checkpoint.path(), &tensor.name, problem).into());

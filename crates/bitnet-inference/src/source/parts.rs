@@ -81,14 +81,8 @@ impl Proj {
 impl Role {
     /// Every role that a model of `n_layers` layers can have.
     pub fn all(n_layers: usize) -> Vec<Role> {
-        let norms = [
-            Part::AttnNorm,
-            Part::QNorm,
-            Part::KNorm,
-            Part::AttnSubNorm,
-            Part::FfnNorm,
-            Part::FfnSubNorm,
-        ];
+        let norms =
+            [Part::AttnNorm, Part::QNorm, Part::KNorm, Part::AttnSubNorm, Part::FfnNorm, Part::FfnSubNorm];
         let projections = Proj::ALL.into_iter().flat_map(|p| [Part::Proj(p), Part::InputNorm(p)]);
         let parts: Vec<Part> = norms.into_iter().chain(projections).collect();
         let layers = (0..n_layers).flat_map(|l| parts.iter().map(move |p| Role::Layer(l, *p)));
