@@ -69,6 +69,7 @@ fn exercise(tokenizer: &Tokenizer) {
         streamed += &stream.push(id).expect("a known id");
     }
     assert_eq!(streamed + &stream.finish(), text);
-    let every: Vec<u32> = (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.token_bytes(id).is_some()).collect();
+    let every: Vec<u32> =
+        (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.token_bytes(id).is_some()).collect();
     tokenizer.decode(&every, true).expect("known ids");
 }
