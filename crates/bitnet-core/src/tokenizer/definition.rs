@@ -54,6 +54,8 @@ impl Definition {
             .fuse_unk(self.fuse_unk)
             .byte_fallback(self.byte_fallback)
             .ignore_merges(self.ignore_merges)
+            // The cache is one a thread and outlives the tokenizer; prompts are too short to make up for that.
+            .cache_capacity(0)
             .vocab_and_merges(self.vocab, self.merges);
         if let Some(token) = self.unk_token {
             model = model.unk_token(token);
