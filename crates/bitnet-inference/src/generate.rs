@@ -58,6 +58,9 @@ impl Session {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
+        if prompt.len() > self.max_seq_len() {
+            return Err(Error::ContextFull { max_seq_len: self.max_seq_len() });
+        }
         let shared = prompt.iter().zip(self.tokens()).take_while(|(a, b)| a == b).count();
         // The last token of the prompt is always computed: its logits are needed.
         self.truncate(shared.min(prompt.len() - 1));
@@ -303,10 +306,8 @@ mod tests {
         assert_eq!(answer.by_ref().map(|p| p.unwrap()).count(), 31 - prompt.len());
         assert_eq!(answer.finish_reason(), Some(FinishReason::Length));
         assert_eq!(session.tokens().len(), 30);
-        let long = vec![5; 31];
-        let mut answer = session.generate_from(&long, &GenerateOptions::default()).unwrap();
-        assert!(matches!(answer.next(), Some(Err(Error::ContextFull { max_seq_len: 30 }))));
-        assert!(answer.next().is_none());
+        let too_long = session.generate_from(&[5; 31], &GenerateOptions::default());
+        assert!(matches!(too_long, Err(Error::ContextFull { max_seq_len: 30 })));
     }
 
     #[test]
