@@ -15,9 +15,9 @@ pub(crate) fn check() -> Result<Outcome, Error> {
             "cargo-deny is not installed (cargo install cargo-deny --locked)".into(),
         ));
     }
-    run(cargo(["deny", "check", "bans", "licenses", "sources"]))?;
+    run(cargo(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
     // The database of advisories is a git repository on the internet, which a build machine need not reach.
-    match run_within(FETCH_LIMIT, cargo(["deny", "fetch", "db"])) {
+    match run_within(FETCH_LIMIT, cargo(["deny", "--log-level", "off", "fetch", "db"])) {
         Ok(true) => run(cargo(["deny", "check", "--disable-fetch", "advisories"]))?,
         Ok(false) | Err(_) => {
             eprintln!("  advisories skipped: their database cannot be fetched (it needs https://github.com)");

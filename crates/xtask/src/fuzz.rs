@@ -3,10 +3,9 @@
 //! `cargo fuzz` would ask for a nightly; what it adds is a set of compiler flags, which are given here. The flags are
 //! unstable, hence `RUSTC_BOOTSTRAP`, and hence the workspace of its own: nothing else is built that way.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::ci::Outcome;
 use crate::command::{cargo, command, output, packages, root, run, succeeds};
@@ -76,7 +75,7 @@ fn build(targets: &[String], host: &str) -> Result<(), Error> {
 fn fuzz(target: &str, binary: &Path, duration: Duration) -> Result<(), Error> {
     let artifacts = root().join("fuzz/artifacts").join(target);
     create_dir(&artifacts)?;
-    let before = files(&artifacts)?;
+    let started = SystemTime::now();
     let corpus = TemporaryCorpus::create(target)?;
     let seeds = root().join("fuzz/seeds").join(target);
 
@@ -88,13 +87,17 @@ fn fuzz(target: &str, binary: &Path, duration: Duration) -> Result<(), Error> {
     if seeds.is_dir() {
         fuzzer.arg(&seeds);
     }
-    run(fuzzer).map_err(|error| match files(&artifacts) {
-        Ok(after) if after != before => Error::Crash {
-            target: target.to_owned(),
-            artifacts: after.difference(&before).cloned().collect(),
-        },
+    run(fuzzer).map_err(|error| match written_since(started, &artifacts) {
+        Ok(artifacts) if !artifacts.is_empty() => Error::Crash { target: target.to_owned(), artifacts },
         _ => error,
     })
+}
+
+/// By time and not by name: an input that was found before is written again under the same name.
+fn written_since(started: SystemTime, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut written = files(dir)?;
+    written.retain(|file| file.metadata().and_then(|data| data.modified()).is_ok_and(|time| time >= started));
+    Ok(written)
 }
 
 fn rustc_prints(args: &[&str]) -> Result<String, Error> {
@@ -106,7 +109,7 @@ fn has_address_sanitizer(libdir: &Path) -> bool {
     files(libdir).is_ok_and(|files| files.iter().any(|file| file.to_string_lossy().ends_with(".asan.a")))
 }
 
-fn files(dir: &Path) -> Result<BTreeSet<PathBuf>, Error> {
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Io { path: dir.to_owned(), source };
     let entries = fs::read_dir(dir).map_err(failed)?;
     entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
@@ -150,6 +153,19 @@ mod tests {
             error.to_string().contains("\"pickle\"") && error.to_string().contains("gguf, config"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_artifact_written_again_is_found_and_an_old_one_is_not() {
+        let folder = TemporaryCorpus::create("artifacts-of-a-test").unwrap();
+        let (old, again) = (folder.path.join("crash-old"), folder.path.join("crash-again"));
+        let started = SystemTime::now();
+        for (path, written) in
+            [(&old, started - Duration::from_secs(9)), (&again, started + Duration::from_secs(9))]
+        {
+            fs::File::create(path).unwrap().set_modified(written).unwrap();
+        }
+        assert_eq!(written_since(started, &folder.path).unwrap(), [again]);
     }
 
     #[test]

@@ -75,7 +75,9 @@ impl Toolchain {
         };
         // Unit and integration tests; a doctest is the same code as an example that runs natively.
         test.args(["--tests", "--target", TARGET, "--target-dir", "target/neon"]);
+        // Our code is what qemu runs for long; optimising the dependencies would cost more than it saves.
         test.args(["--config", "profile.dev.opt-level=2"]);
+        test.args(["--config", "profile.dev.package.'*'.opt-level=1"]);
         test.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
         test.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER);
         let runner = format!("{EMULATOR} -L /usr/aarch64-linux-gnu -cpu {cpu}");
