@@ -11,7 +11,7 @@ use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q8_0, Vector};
 use super::{Activation, DenseRow, KvRows};
 use crate::reduce::{BLOCK_LANES, HEAD_LANES, ROW_LANES, SOFTMAX_CHUNK, tree};
 
-/// How far ahead of its use a row of weights is asked for.
+/// How far ahead of its use stored data is asked for.
 const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// The narrowest vector, in lanes.
@@ -33,10 +33,7 @@ unsafe fn dot<V: Vector, F: Form, const LANES: usize, const N: usize>(w: *const 
                     let x = V::load(x.as_ptr().add(first + i * V::LANES));
                     sums[i] = F::load::<V>(w, at + i * V::LANES).fma(x, sums[i]);
                 }
-                let ahead = w.wrapping_add(PREFETCH_BYTES + F::offset(at));
-                for line in (0..F::offset(N * V::LANES)).step_by(CACHE_LINE) {
-                    V::prefetch(ahead.wrapping_add(line));
-                }
+                prefetch::<V, F>(w, at, N * V::LANES);
             }
             for i in 0..N {
                 sums[i].store(lanes.as_mut_ptr().add(first + i * V::LANES));
@@ -58,6 +55,16 @@ unsafe fn dot<V: Vector, F: Form, const LANES: usize, const N: usize>(w: *const 
         }
     }
     tree(&mut lanes[..V::LANES])
+}
+
+/// Asks for what lies [`PREFETCH_BYTES`] behind the `n` columns from `col` on.
+#[inline(always)]
+unsafe fn prefetch<V: Vector, F: Form>(row: *const u8, col: usize, n: usize) {
+    let ahead = row.wrapping_add(PREFETCH_BYTES + F::offset(col));
+    for line in (0..F::offset(n)).step_by(CACHE_LINE) {
+        // SAFETY: the caller enables the instruction set; a prefetch may have any address.
+        unsafe { V::prefetch(ahead.wrapping_add(line)) };
+    }
 }
 
 /// Widens the columns from `col` on without reading past the last of them.
@@ -269,6 +276,9 @@ unsafe fn dot_rows_lanes<V: Vector, F: Form, const R: usize>(q: &[f32], rows: [*
                     sums[s][r] = q.fma(F::load(rows[r], b * HEAD_LANES + s * V::LANES), sums[s][r]);
                 }
             }
+            for row in rows {
+                prefetch::<V, F>(row, b * HEAD_LANES, HEAD_LANES);
+            }
         }
         for s in 0..vectors {
             let at = s * V::LANES;
@@ -362,10 +372,11 @@ unsafe fn weigh_columns<V: Vector, F: Form, const N: usize>(
         let mut sums = [V::splat(0.0); N];
         for (j, score) in scores.iter().enumerate() {
             let score = V::splat(*score);
+            let row = v.add(j * row_bytes);
             for i in 0..N {
-                let row = v.add(j * row_bytes);
                 sums[i] = score.fma(F::load(row, col + i * V::LANES), sums[i]);
             }
+            prefetch::<V, F>(row, col, N * V::LANES);
         }
         for i in 0..N {
             sums[i].store(out.as_mut_ptr().add(col + i * V::LANES));
