@@ -131,16 +131,15 @@ pub(super) fn absmax_bits(x: &[f32]) -> u32 {
 
 #[inline(always)]
 pub(super) unsafe fn quantize_i8<V: Vector>(x: &[f32], a: f32, out: &mut [i8]) -> i32 {
-    for (x, out) in x.chunks(V::LANES).zip(out.chunks_mut(V::LANES)) {
-        let mut codes = [0i8; MAX_LANES];
-        // SAFETY: the caller enables the instruction set; `codes` has room for the widest vector.
+    for i in (0..x.len()).step_by(V::LANES) {
+        let n = x.len() - i;
+        // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
         unsafe {
             let (low, high) = (V::splat(-128.0), V::splat(127.0));
-            let q = V::load_first(x.as_ptr(), x.len(), 0.0).mul(V::splat(a)).round();
+            let q = V::load_first(x.as_ptr().add(i), n, 0.0).mul(V::splat(a)).round();
             let q = q.if_less(low, low, q);
-            high.if_less(q, high, q).store_i8(codes.as_mut_ptr());
+            high.if_less(q, high, q).store_first_i8(out.as_mut_ptr().add(i), n);
         }
-        out.copy_from_slice(&codes[..x.len()]);
     }
     out.iter().map(|code| i32::from(*code)).sum()
 }

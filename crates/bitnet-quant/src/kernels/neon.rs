@@ -88,7 +88,7 @@ impl Ternary for MultiplyAdd {
                 }
             }
         }
-        acc.map(|acc| acc.map(|acc| vaddvq_s32(acc)))
+        sums(acc)
     }
 
     #[target_feature(enable = "neon")]
@@ -144,7 +144,7 @@ impl Ternary for DotProduct {
                 }
             }
         }
-        acc.map(|acc| acc.map(|acc| vaddvq_s32(acc)))
+        sums(acc)
     }
 
     #[target_feature(enable = "neon,dotprod")]
@@ -172,12 +172,24 @@ unsafe fn codes<const T: usize>(w: *const u8) -> [int8x16_t; 4] {
     };
     let mask = vdupq_n_u8(3);
     [
-        vshrq_n_u8::<6>(w),
-        vandq_u8(vshrq_n_u8::<4>(w), mask),
-        vandq_u8(vshrq_n_u8::<2>(w), mask),
-        vandq_u8(w, mask),
+        vreinterpretq_s8_u8(vshrq_n_u8::<6>(w)),
+        vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8::<4>(w), mask)),
+        vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8::<2>(w), mask)),
+        vreinterpretq_s8_u8(vandq_u8(w, mask)),
     ]
-    .map(|codes| vreinterpretq_s8_u8(codes))
+}
+
+/// The sum of each register.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sums<const T: usize>(acc: [[int32x4_t; TILE_ROWS]; T]) -> [[i32; TILE_ROWS]; T] {
+    let mut out = [[0; TILE_ROWS]; T];
+    for t in 0..T {
+        for r in 0..TILE_ROWS {
+            out[t][r] = vaddvq_s32(acc[t][r]);
+        }
+    }
+    out
 }
 
 /// The intrinsic of this name is not stable yet.
@@ -238,12 +250,13 @@ impl Vector for float32x4_t {
             vbslq_f32(vcltq_f32(self, other), then, otherwise)
         }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
-            let pairs = [0, 2].map(|i| {
-                let low = vcombine_f32(vget_low_f32(v[i]), vget_low_f32(v[i + 1]));
-                vaddq_f32(low, vcombine_f32(vget_high_f32(v[i]), vget_high_f32(v[i + 1])))
-            });
-            let [a, b] = pairs;
-            vaddq_f32(vuzp1q_f32(a, b), vuzp2q_f32(a, b))
+            let mut pairs = [v[0]; 2];
+            for i in 0..2 {
+                let (a, b) = (v[2 * i], v[2 * i + 1]);
+                let low = vcombine_f32(vget_low_f32(a), vget_low_f32(b));
+                pairs[i] = vaddq_f32(low, vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+            }
+            vaddq_f32(vuzp1q_f32(pairs[0], pairs[1]), vuzp2q_f32(pairs[0], pairs[1]))
         }
         fn prefetch(p: *const u8) {
             asm!("prfm pldl1keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags));

@@ -75,7 +75,11 @@ impl Ternary for Maddubs {
                 }
             }
         }
-        acc.map(|acc| sums(acc))
+        let mut out = [[0; TILE_ROWS]; T];
+        for t in 0..T {
+            out[t] = sums(acc[t]);
+        }
+        out
     }
 
     #[target_feature(enable = "sse4.1,ssse3")]
@@ -110,8 +114,12 @@ unsafe fn codes(w: *const u8) -> [__m128i; 4] {
     // SAFETY: the caller vouches for 16 bytes.
     let w = unsafe { _mm_loadu_si128(w.cast()) };
     let mask = _mm_set1_epi8(3);
-    [_mm_srli_epi16::<6>(w), _mm_srli_epi16::<4>(w), _mm_srli_epi16::<2>(w), w]
-        .map(|w| _mm_and_si128(w, mask))
+    [
+        _mm_and_si128(_mm_srli_epi16::<6>(w), mask),
+        _mm_and_si128(_mm_srli_epi16::<4>(w), mask),
+        _mm_and_si128(_mm_srli_epi16::<2>(w), mask),
+        _mm_and_si128(w, mask),
+    ]
 }
 
 /// Sums of neighbouring 16-bit integers.
@@ -170,8 +178,11 @@ impl Vector for __m128 {
         fn div(self, other: Self) -> Self { _mm_div_ps(self, other) }
         fn fma(self, b: Self, c: Self) -> Self {
             let low = fma_to_odd(_mm_cvtps_pd(self), _mm_cvtps_pd(b), _mm_cvtps_pd(c));
-            let upper = |v| _mm_cvtps_pd(_mm_movehl_ps(v, v));
-            let high = fma_to_odd(upper(self), upper(b), upper(c));
+            let high = fma_to_odd(
+                _mm_cvtps_pd(_mm_movehl_ps(self, self)),
+                _mm_cvtps_pd(_mm_movehl_ps(b, b)),
+                _mm_cvtps_pd(_mm_movehl_ps(c, c)),
+            );
             _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high))
         }
         fn neg(self) -> Self { _mm_xor_ps(self, _mm_set1_ps(-0.0)) }
@@ -184,32 +195,32 @@ impl Vector for __m128 {
             _mm_blendv_ps(otherwise, then, _mm_cmplt_ps(self, other))
         }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
-            let pairs = [0, 2].map(|i| {
-                _mm_add_ps(_mm_movelh_ps(v[i], v[i + 1]), _mm_movehl_ps(v[i + 1], v[i]))
-            });
-            let [a, b] = pairs;
-            _mm_add_ps(_mm_shuffle_ps::<0x88>(a, b), _mm_shuffle_ps::<0xDD>(a, b))
+            let low = _mm_add_ps(_mm_movelh_ps(v[0], v[1]), _mm_movehl_ps(v[1], v[0]));
+            let high = _mm_add_ps(_mm_movelh_ps(v[2], v[3]), _mm_movehl_ps(v[3], v[2]));
+            _mm_add_ps(_mm_shuffle_ps::<0x88>(low, high), _mm_shuffle_ps::<0xDD>(low, high))
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }
 
 /// a·b + c rounded to odd, for products that are exact: two lanes of [`crate::float::fma`] before its last rounding.
-#[inline]
-#[target_feature(enable = "sse4.1")]
-fn fma_to_odd(a: __m128d, b: __m128d, c: __m128d) -> __m128d {
-    let p = _mm_mul_pd(a, b);
-    let sum = _mm_add_pd(p, c);
-    let virtual_c = _mm_sub_pd(sum, p);
-    let error = _mm_add_pd(_mm_sub_pd(p, _mm_sub_pd(sum, virtual_c)), _mm_sub_pd(c, virtual_c));
-    // An infinite or NaN sum has a NaN for its error, for which `inexact` is false.
-    let magnitude = _mm_andnot_pd(_mm_set1_pd(-0.0), error);
-    let inexact = _mm_castpd_si128(_mm_cmplt_pd(_mm_setzero_pd(), magnitude));
-    let one = _mm_set1_epi64x(1);
-    let bits = _mm_castpd_si128(sum);
-    let even = _mm_cmpeq_epi64(_mm_and_si128(bits, one), _mm_setzero_si128());
-    // +1 where the error has the sign of the sum, -1 elsewhere.
-    let opposite = _mm_shuffle_epi32::<0b11_11_01_01>(_mm_xor_si128(bits, _mm_castpd_si128(error)));
-    let step = _mm_or_si128(_mm_srai_epi32::<31>(opposite), one);
-    _mm_castsi128_pd(_mm_add_epi64(bits, _mm_and_si128(step, _mm_and_si128(inexact, even))))
+#[inline(always)]
+unsafe fn fma_to_odd(a: __m128d, b: __m128d, c: __m128d) -> __m128d {
+    // SAFETY: register operations of the instruction set that the caller enables.
+    unsafe {
+        let p = _mm_mul_pd(a, b);
+        let sum = _mm_add_pd(p, c);
+        let virtual_c = _mm_sub_pd(sum, p);
+        let error = _mm_add_pd(_mm_sub_pd(p, _mm_sub_pd(sum, virtual_c)), _mm_sub_pd(c, virtual_c));
+        // An infinite or NaN sum has a NaN for its error, for which `inexact` is false.
+        let magnitude = _mm_andnot_pd(_mm_set1_pd(-0.0), error);
+        let inexact = _mm_castpd_si128(_mm_cmplt_pd(_mm_setzero_pd(), magnitude));
+        let one = _mm_set1_epi64x(1);
+        let bits = _mm_castpd_si128(sum);
+        let even = _mm_cmpeq_epi64(_mm_and_si128(bits, one), _mm_setzero_si128());
+        // +1 where the error has the sign of the sum, -1 elsewhere.
+        let opposite = _mm_shuffle_epi32::<0b11_11_01_01>(_mm_xor_si128(bits, _mm_castpd_si128(error)));
+        let step = _mm_or_si128(_mm_srai_epi32::<31>(opposite), one);
+        _mm_castsi128_pd(_mm_add_epi64(bits, _mm_and_si128(step, _mm_and_si128(inexact, even))))
+    }
 }
