@@ -12,6 +12,8 @@ mod float_kernels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod sse41;
 mod ternary_kernels;
 mod vector;
 
@@ -27,6 +29,8 @@ use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
 pub enum Isa {
     /// Portable loops: the oracle.
     Scalar,
+    /// x86-64 with SSE4.1 and SSSE3.
+    Sse41,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
@@ -37,12 +41,13 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, the plainest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Sse41, Isa::Avx2, Isa::Avx512, Isa::Neon];
 
     /// The name that `BITNET_ISA` takes.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Sse41 => "sse41",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
@@ -176,6 +181,7 @@ impl Kernels {
         let mut tables = vec![&scalar::KERNELS];
         #[cfg(target_arch = "x86_64")]
         {
+            tables.extend(sse41::detect());
             tables.extend(avx2::detect());
             tables.extend(avx512::detect());
         }

@@ -4,7 +4,6 @@
 //! after [`BLOCKS_IN_16_BITS`] blocks it is at most 24,576, and is widened before it could overflow.
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::float_kernels::table;
 use super::ternary_kernels::{TILE_ROWS, Ternary};
@@ -78,7 +77,11 @@ impl Ternary for Maddubs {
                 }
             }
         }
-        acc.map(|acc| sums(acc))
+        let mut out = [[0; TILE_ROWS]; T];
+        for t in 0..T {
+            out[t] = sums(acc[t]);
+        }
+        out
     }
 
     #[target_feature(enable = "avx2")]
@@ -90,12 +93,11 @@ impl Ternary for Maddubs {
                 // SAFETY: each pair of outputs has a whole block of codes and of activations.
                 unsafe {
                     let w = codes(_mm256_loadu_si256(w.as_ptr().add(at).cast()));
-                    let products: [_; 4] = from_fn(|j| {
+                    for j in 0..4 {
                         let x = _mm256_loadu_si256(x.as_ptr().add(4 * at + 32 * j).cast());
-                        _mm256_maddubs_epi16(w[j], x)
-                    });
-                    halves[i] = widen(_mm256_add_epi16(products[0], products[1]));
-                    halves[i + 1] = widen(_mm256_add_epi16(products[2], products[3]));
+                        let half = &mut halves[i + j / 2];
+                        *half = _mm256_add_epi32(*half, widen(_mm256_maddubs_epi16(w[j], x)));
+                    }
                 }
             }
             out.copy_from_slice(&sums(halves)[..out.len()]);
@@ -108,8 +110,12 @@ impl Ternary for Maddubs {
 #[target_feature(enable = "avx2")]
 fn codes(w: __m256i) -> [__m256i; 4] {
     let mask = _mm256_set1_epi8(3);
-    [_mm256_srli_epi16::<6>(w), _mm256_srli_epi16::<4>(w), _mm256_srli_epi16::<2>(w), w]
-        .map(|w| _mm256_and_si256(w, mask))
+    [
+        _mm256_and_si256(_mm256_srli_epi16::<6>(w), mask),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(w), mask),
+        _mm256_and_si256(w, mask),
+    ]
 }
 
 /// Sums of neighbouring 16-bit integers.
@@ -167,14 +173,16 @@ impl Vector for __m256 {
         }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
             // Vectors 4 apart share a register first, so that the sums end up in order.
-            let halves: [Self; 4] = from_fn(|i| {
+            let mut halves = [v[0]; 4];
+            for i in 0..4 {
                 let (a, b) = (v[i], v[i + 4]);
-                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
-            });
-            let pairs: [Self; 2] = from_fn(|i| {
+                halves[i] = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            }
+            let mut pairs = [v[0]; 2];
+            for i in 0..2 {
                 let (a, b) = (halves[2 * i], halves[2 * i + 1]);
-                _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b))
-            });
+                pairs[i] = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));
+            }
             let [a, b] = pairs;
             _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xDD>(a, b))
         }

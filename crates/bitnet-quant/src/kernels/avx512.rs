@@ -91,7 +91,11 @@ impl Ternary for Vnni {
                 }
             }
         }
-        acc.map(|acc| sums(acc))
+        let mut out = [[0; TILE_ROWS]; T];
+        for t in 0..T {
+            out[t] = sums(acc[t]);
+        }
+        out
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -144,13 +148,13 @@ unsafe fn load_block(w: *const u8) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
 fn sums(v: [__m512i; 4]) -> [i32; 4] {
-    let pairs = [0, 2].map(|i| {
-        _mm512_add_epi32(_mm512_unpacklo_epi32(v[i], v[i + 1]), _mm512_unpackhi_epi32(v[i], v[i + 1]))
-    });
-    let quads = _mm512_add_epi32(
-        _mm512_unpacklo_epi64(pairs[0], pairs[1]),
-        _mm512_unpackhi_epi64(pairs[0], pairs[1]),
-    );
+    let mut pairs = [v[0]; 2];
+    for i in 0..2 {
+        let (a, b) = (v[2 * i], v[2 * i + 1]);
+        pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    let [a, b] = pairs;
+    let quads = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     let low = _mm256_srai_epi32::<2>(_mm512_castsi512_si256(quads));
     let sum = _mm256_add_epi32(low, _mm512_extracti64x4_epi64::<1>(quads));
     let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
@@ -192,20 +196,22 @@ impl Vector for __m512 {
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, other), otherwise, then)
         }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
-            // Vector 4i + q ends up in lane 4q + i, so vectors are taken in that order.
-            let v: [Self; 16] = from_fn(|s| v[s % 4 * 4 + s / 4]);
-            let halves: [Self; 8] = from_fn(|i| {
-                let (a, b) = (v[2 * i], v[2 * i + 1]);
-                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b))
-            });
-            let quarters: [Self; 4] = from_fn(|i| {
-                let (a, b) = (halves[2 * i], halves[2 * i + 1]);
-                _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b))
-            });
-            let pairs: [Self; 2] = from_fn(|i| {
+            // Vectors 4 and then 8 apart share a register first, so that the sums end up in order.
+            let mut halves = [v[0]; 8];
+            for i in 0..8 {
+                let (a, b) = (v[i / 4 * 8 + i % 4], v[i / 4 * 8 + i % 4 + 4]);
+                halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            }
+            let mut quarters = [v[0]; 4];
+            for i in 0..4 {
+                let (a, b) = (halves[i], halves[i + 4]);
+                quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+            }
+            let mut pairs = [v[0]; 2];
+            for i in 0..2 {
                 let (a, b) = (quarters[2 * i], quarters[2 * i + 1]);
-                _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b))
-            });
+                pairs[i] = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
+            }
             let [a, b] = pairs;
             _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b))
         }

@@ -11,7 +11,7 @@ use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q8_0, Vector};
 use super::{Activation, DenseRow, KvRows};
 use crate::reduce::{BLOCK_LANES, HEAD_LANES, ROW_LANES, SOFTMAX_CHUNK, tree};
 
-/// How far ahead of its use a row of weights is asked for.
+/// How far ahead of its use stored data is asked for.
 const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// The narrowest vector, in lanes.
@@ -33,10 +33,7 @@ unsafe fn dot<V: Vector, F: Form, const LANES: usize, const N: usize>(w: *const 
                     let x = V::load(x.as_ptr().add(first + i * V::LANES));
                     sums[i] = F::load::<V>(w, at + i * V::LANES).fma(x, sums[i]);
                 }
-                let ahead = w.wrapping_add(PREFETCH_BYTES + F::offset(at));
-                for line in (0..F::offset(N * V::LANES)).step_by(CACHE_LINE) {
-                    V::prefetch(ahead.wrapping_add(line));
-                }
+                prefetch::<V, F>(w, at, N * V::LANES);
             }
             for i in 0..N {
                 sums[i].store(lanes.as_mut_ptr().add(first + i * V::LANES));
@@ -58,6 +55,16 @@ unsafe fn dot<V: Vector, F: Form, const LANES: usize, const N: usize>(w: *const 
         }
     }
     tree(&mut lanes[..V::LANES])
+}
+
+/// Asks for what lies [`PREFETCH_BYTES`] behind the `n` columns from `col` on.
+#[inline(always)]
+unsafe fn prefetch<V: Vector, F: Form>(row: *const u8, col: usize, n: usize) {
+    let ahead = row.wrapping_add(PREFETCH_BYTES + F::offset(col));
+    for line in (0..F::offset(n)).step_by(CACHE_LINE) {
+        // SAFETY: the caller enables the instruction set; a prefetch may have any address.
+        unsafe { V::prefetch(ahead.wrapping_add(line)) };
+    }
 }
 
 /// Widens the columns from `col` on without reading past the last of them.
@@ -124,16 +131,15 @@ pub(super) fn absmax_bits(x: &[f32]) -> u32 {
 
 #[inline(always)]
 pub(super) unsafe fn quantize_i8<V: Vector>(x: &[f32], a: f32, out: &mut [i8]) -> i32 {
-    for (x, out) in x.chunks(V::LANES).zip(out.chunks_mut(V::LANES)) {
-        let mut codes = [0i8; MAX_LANES];
-        // SAFETY: the caller enables the instruction set; `codes` has room for the widest vector.
+    for i in (0..x.len()).step_by(V::LANES) {
+        let n = x.len() - i;
+        // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
         unsafe {
             let (low, high) = (V::splat(-128.0), V::splat(127.0));
-            let q = V::load_first(x.as_ptr(), x.len(), 0.0).mul(V::splat(a)).round();
+            let q = V::load_first(x.as_ptr().add(i), n, 0.0).mul(V::splat(a)).round();
             let q = q.if_less(low, low, q);
-            high.if_less(q, high, q).store_i8(codes.as_mut_ptr());
+            high.if_less(q, high, q).store_first_i8(out.as_mut_ptr().add(i), n);
         }
-        out.copy_from_slice(&codes[..x.len()]);
     }
     out.iter().map(|code| i32::from(*code)).sum()
 }
@@ -269,6 +275,9 @@ unsafe fn dot_rows_lanes<V: Vector, F: Form, const R: usize>(q: &[f32], rows: [*
                     sums[s][r] = q.fma(F::load(rows[r], b * HEAD_LANES + s * V::LANES), sums[s][r]);
                 }
             }
+            for row in rows {
+                prefetch::<V, F>(row, b * HEAD_LANES, HEAD_LANES);
+            }
         }
         for s in 0..vectors {
             let at = s * V::LANES;
@@ -362,10 +371,11 @@ unsafe fn weigh_columns<V: Vector, F: Form, const N: usize>(
         let mut sums = [V::splat(0.0); N];
         for (j, score) in scores.iter().enumerate() {
             let score = V::splat(*score);
+            let row = v.add(j * row_bytes);
             for i in 0..N {
-                let row = v.add(j * row_bytes);
                 sums[i] = score.fma(F::load(row, col + i * V::LANES), sums[i]);
             }
+            prefetch::<V, F>(row, col, N * V::LANES);
         }
         for i in 0..N {
             sums[i].store(out.as_mut_ptr().add(col + i * V::LANES));

@@ -1,7 +1,265 @@
-//! Placeholder.
+//! NEON, which every AArch64 has, and its dot products (`sdot`) where the processor has them.
+//!
+//! Without dot products `smlal` adds products of at most 3·128 in 16 bits: a block adds sixteen of them to each sum, so
+//! that after [`BLOCKS_IN_16_BITS`] blocks it is at most 30,720.
 
-use super::Kernels;
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::arch::is_aarch64_feature_detected;
+use std::array::from_fn;
 
-pub(super) fn detect() -> Option<&'static Kernels> {
-    None
+use super::float_kernels::table;
+use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::vector::{MAX_LANES, Vector, intrinsics};
+use super::{Isa, Kernels};
+use crate::layout::BLOCK_BYTES;
+
+/// Blocks whose products are summed in 16 bits.
+const BLOCKS_IN_16_BITS: usize = 5;
+/// How far ahead of its use each row of codes is asked for.
+const PREFETCH_BYTES: usize = 4096;
+
+static KERNELS: Kernels = table! {
+    isa: Isa::Neon,
+    variant: "neon",
+    features: "neon",
+    vector: float32x4_t,
+    sums: 16,
+    blocks: float32x4_t,
+    ternary: MultiplyAdd,
+};
+
+static DOTPROD_KERNELS: Kernels = table! {
+    isa: Isa::Neon,
+    variant: "neon-dotprod",
+    features: "neon,dotprod",
+    vector: float32x4_t,
+    sums: 16,
+    blocks: float32x4_t,
+    ternary: DotProduct,
+};
+
+pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
+    let plain = is_aarch64_feature_detected!("neon").then_some(&KERNELS);
+    let dotprod = is_aarch64_feature_detected!("dotprod").then_some(&DOTPROD_KERNELS);
+    plain.into_iter().chain(dotprod)
+}
+
+/// Products and sums in 16 bits.
+struct MultiplyAdd;
+
+impl Ternary for MultiplyAdd {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "neon")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        // SAFETY: the caller vouches for the rows and the token.
+        unsafe { Self::tile(rows, row_bytes, [x])[0] }
+    }
+
+    #[target_feature(enable = "neon")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        let mut acc = [[vdupq_n_s32(0); TILE_ROWS]; T];
+        for start in (0..row_bytes).step_by(BLOCKS_IN_16_BITS * BLOCK_BYTES) {
+            let end = row_bytes.min(start + BLOCKS_IN_16_BITS * BLOCK_BYTES);
+            let mut acc16 = [[vdupq_n_s16(0); TILE_ROWS]; T];
+            for at in (start..end).step_by(16) {
+                // SAFETY: whole blocks of each row and of each token.
+                unsafe {
+                    let w: [_; TILE_ROWS] = from_fn(|r| codes::<T>(rows[r].wrapping_add(at)));
+                    for j in 0..4 {
+                        for t in 0..T {
+                            let x = vld1q_s8(x[t].add(column(at) + 32 * j));
+                            for r in 0..TILE_ROWS {
+                                let low = vmlal_s8(acc16[t][r], vget_low_s8(w[r][j]), vget_low_s8(x));
+                                acc16[t][r] = vmlal_high_s8(low, w[r][j], x);
+                            }
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..TILE_ROWS {
+                    acc[t][r] = vpadalq_s16(acc[t][r], acc16[t][r]);
+                }
+            }
+        }
+        sums(acc)
+    }
+
+    #[target_feature(enable = "neon")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        for (b, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let mut halves = [vdupq_n_s16(0); 2];
+            for at in [b * BLOCK_BYTES, b * BLOCK_BYTES + 16] {
+                // SAFETY: each pair of outputs has a whole block of codes and of activations.
+                unsafe {
+                    let w = codes::<0>(w.as_ptr().add(at));
+                    for j in 0..4 {
+                        let x = vld1q_s8(x.as_ptr().add(column(at) + 32 * j));
+                        let low = vmlal_s8(halves[j / 2], vget_low_s8(w[j]), vget_low_s8(x));
+                        halves[j / 2] = vmlal_high_s8(low, w[j], x);
+                    }
+                }
+            }
+            *out = halves.map(|half| vaddlvq_s16(half));
+        }
+    }
+}
+
+/// Products of signed bytes, summed by fours in 32 bits.
+struct DotProduct;
+
+impl Ternary for DotProduct {
+    const TILE_TOKENS: usize = 4;
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        // SAFETY: the caller vouches for the rows and the token.
+        unsafe { Self::tile(rows, row_bytes, [x])[0] }
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        let mut acc = [[vdupq_n_s32(0); TILE_ROWS]; T];
+        for at in (0..row_bytes).step_by(16) {
+            // SAFETY: whole blocks of each row and of each token.
+            unsafe {
+                let w: [_; TILE_ROWS] = from_fn(|r| codes::<T>(rows[r].wrapping_add(at)));
+                for j in 0..4 {
+                    for t in 0..T {
+                        let x = vld1q_s8(x[t].add(column(at) + 32 * j));
+                        for r in 0..TILE_ROWS {
+                            acc[t][r] = sdot(acc[t][r], w[r][j], x);
+                        }
+                    }
+                }
+            }
+        }
+        sums(acc)
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        // SAFETY: the caller vouches for the shapes.
+        unsafe { MultiplyAdd::dot64(w, x, out) }
+    }
+}
+
+/// The column whose code is in the highest bits of byte `at` of a row.
+fn column(at: usize) -> usize {
+    at / BLOCK_BYTES * 4 * BLOCK_BYTES + at % BLOCK_BYTES
+}
+
+/// The codes of 16 bytes, of columns c.., 32 + c.., 64 + c.. and 96 + c.., for a tile of `T` tokens.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn codes<const T: usize>(w: *const u8) -> [int8x16_t; 4] {
+    // SAFETY: the caller vouches for 16 bytes; a prefetch may have any address.
+    let w = unsafe {
+        if T == 1 {
+            float32x4_t::prefetch(w.wrapping_add(PREFETCH_BYTES));
+        }
+        vld1q_u8(w)
+    };
+    let mask = vdupq_n_u8(3);
+    [
+        vreinterpretq_s8_u8(vshrq_n_u8::<6>(w)),
+        vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8::<4>(w), mask)),
+        vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8::<2>(w), mask)),
+        vreinterpretq_s8_u8(vandq_u8(w, mask)),
+    ]
+}
+
+/// The sum of each register.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sums<const T: usize>(acc: [[int32x4_t; TILE_ROWS]; T]) -> [[i32; TILE_ROWS]; T] {
+    let mut out = [[0; TILE_ROWS]; T];
+    for t in 0..T {
+        for r in 0..TILE_ROWS {
+            out[t][r] = vaddvq_s32(acc[t][r]);
+        }
+    }
+    out
+}
+
+/// The intrinsic of this name is not stable yet.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the processor has dot products, and only registers are touched.
+    unsafe {
+        asm!(
+            "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) acc, in(vreg) a, in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    acc
+}
+
+impl Vector for float32x4_t {
+    const LANES: usize = 4;
+
+    intrinsics! {
+        fn splat(x: f32) -> Self { vdupq_n_f32(x) }
+        fn load(p: *const f32) -> Self { vld1q_f32(p) }
+        fn store(self, p: *mut f32) { vst1q_f32(p, self) }
+        fn load_f16(p: *const u16) -> Self {
+            // The intrinsic of this conversion is not stable yet.
+            let mut wide: Self;
+            asm!(
+                "fcvtl {0:v}.4s, {1:v}.4h",
+                out(vreg) wide, in(vreg) vld1_u16(p),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            wide
+        }
+        fn load_bf16(p: *const u16) -> Self { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))) }
+        fn load_i8(p: *const i8) -> Self {
+            let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned().to_le()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+        }
+        fn load_i32(p: *const i32) -> Self { vcvtq_f32_s32(vld1q_s32(p)) }
+        fn store_i8(self, p: *mut i8) {
+            let words = vmovn_s32(vcvtq_s32_f32(self));
+            let bytes = vmovn_s16(vcombine_s16(words, words));
+            p.cast::<u32>().write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_s8(bytes)).to_le());
+        }
+        fn add(self, other: Self) -> Self { vaddq_f32(self, other) }
+        fn sub(self, other: Self) -> Self { vsubq_f32(self, other) }
+        fn mul(self, other: Self) -> Self { vmulq_f32(self, other) }
+        fn div(self, other: Self) -> Self { vdivq_f32(self, other) }
+        fn fma(self, b: Self, c: Self) -> Self { vfmaq_f32(c, self, b) }
+        fn neg(self) -> Self { vnegq_f32(self) }
+        fn round(self) -> Self { vrndnq_f32(self) }
+        fn power_of_two(self) -> Self {
+            let exponent = vaddq_s32(vcvtq_s32_f32(self), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+        }
+        fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
+            vbslq_f32(vcltq_f32(self, other), then, otherwise)
+        }
+        fn trees(v: &[Self; MAX_LANES]) -> Self {
+            let mut pairs = [v[0]; 2];
+            for i in 0..2 {
+                let (a, b) = (v[2 * i], v[2 * i + 1]);
+                let low = vcombine_f32(vget_low_f32(a), vget_low_f32(b));
+                pairs[i] = vaddq_f32(low, vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+            }
+            vaddq_f32(vuzp1q_f32(pairs[0], pairs[1]), vuzp2q_f32(pairs[0], pairs[1]))
+        }
+        fn prefetch(p: *const u8) {
+            asm!("prfm pldl1keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags));
+        }
+    }
 }

@@ -69,9 +69,11 @@ unsafe fn columns<K: Ternary, const T: usize>(
             } else {
                 sums = K::tile(rows, row_bytes, x);
             }
-            let whole = TILE_ROWS.min(n_rows - r);
             for t in 0..T {
-                out[(first + t) * n_rows + r..][..whole].copy_from_slice(&sums[t][..whole]);
+                let out = &mut out[(first + t) * n_rows..][r..n_rows];
+                for (out, sum) in out.iter_mut().zip(sums[t]) {
+                    *out = sum;
+                }
             }
         }
     }

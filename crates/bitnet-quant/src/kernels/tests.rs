@@ -249,6 +249,11 @@ proptest! {
             assert_same(kernels, &got, &want);
         }
     }
+}
+
+proptest! {
+    // The oracle's attention is slow where tests are built without optimisation.
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn attention_agrees_in_single_precision(

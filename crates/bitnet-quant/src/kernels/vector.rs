@@ -75,6 +75,20 @@ pub(super) trait Vector: Copy {
         }
     }
 
+    /// The first `n` lanes as [`Vector::store_i8`] stores them.
+    #[inline(always)]
+    unsafe fn store_first_i8(self, p: *mut i8, n: usize) {
+        // SAFETY: as for `load_first`.
+        unsafe {
+            if n >= Self::LANES {
+                return self.store_i8(p);
+            }
+            let mut bytes = [0; MAX_LANES];
+            self.store_i8(bytes.as_mut_ptr());
+            p.copy_from_nonoverlapping(bytes.as_ptr(), n);
+        }
+    }
+
     /// [`crate::float::exp`], operation by operation.
     #[inline(always)]
     unsafe fn exp(self) -> Self {

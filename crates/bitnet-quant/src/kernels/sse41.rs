@@ -1,0 +1,226 @@
+//! SSE4.1 with SSSE3: the scheme of [`super::avx2`] on half the width, without hardware for fused multiply-adds and half
+//! precision.
+//!
+//! A block adds eight pairs of at most 768 to each 16-bit sum: after [`BLOCKS_IN_16_BITS`] blocks it is at most 30,720.
+
+use std::arch::x86_64::*;
+
+use super::float_kernels::table;
+use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::vector::{MAX_LANES, Vector, intrinsics};
+use super::{Isa, Kernels};
+use crate::layout::BLOCK_BYTES;
+
+/// Blocks whose products are summed in 16 bits.
+const BLOCKS_IN_16_BITS: usize = 5;
+/// How far ahead of its use each row of codes is asked for.
+const PREFETCH_BYTES: usize = 4096;
+
+static KERNELS: Kernels = table! {
+    isa: Isa::Sse41,
+    variant: "sse41",
+    features: "sse4.1,ssse3",
+    vector: __m128,
+    sums: 4,
+    blocks: __m128,
+    ternary: Maddubs,
+};
+
+pub(super) fn detect() -> Option<&'static Kernels> {
+    let available = is_x86_feature_detected!("sse4.1") && is_x86_feature_detected!("ssse3");
+    available.then_some(&KERNELS)
+}
+
+struct Maddubs;
+
+impl Ternary for Maddubs {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        // SAFETY: the caller vouches for the rows and the token.
+        unsafe { Self::tile(rows, row_bytes, [x])[0] }
+    }
+
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        let mut acc = [[_mm_setzero_si128(); TILE_ROWS]; T];
+        for start in (0..row_bytes).step_by(BLOCKS_IN_16_BITS * BLOCK_BYTES) {
+            let end = row_bytes.min(start + BLOCKS_IN_16_BITS * BLOCK_BYTES);
+            let mut acc16 = [[_mm_setzero_si128(); TILE_ROWS]; T];
+            for at in (start..end).step_by(16) {
+                for r in 0..TILE_ROWS {
+                    // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+                    unsafe {
+                        if T == 1 {
+                            _mm_prefetch::<_MM_HINT_T0>(rows[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                        }
+                        let w = codes(rows[r].add(at));
+                        for t in 0..T {
+                            for j in 0..4 {
+                                let x = _mm_loadu_si128(x[t].add(column(at) + 32 * j).cast());
+                                acc16[t][r] = _mm_add_epi16(acc16[t][r], _mm_maddubs_epi16(w[j], x));
+                            }
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..TILE_ROWS {
+                    acc[t][r] = _mm_add_epi32(acc[t][r], widen(acc16[t][r]));
+                }
+            }
+        }
+        let mut out = [[0; TILE_ROWS]; T];
+        for t in 0..T {
+            out[t] = sums(acc[t]);
+        }
+        out
+    }
+
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        for (b, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let mut halves = [_mm_setzero_si128(); 4];
+            for at in [b * BLOCK_BYTES, b * BLOCK_BYTES + 16] {
+                // SAFETY: each pair of outputs has a whole block of codes and of activations.
+                unsafe {
+                    let w = codes(w.as_ptr().add(at));
+                    for j in 0..4 {
+                        let x = _mm_loadu_si128(x.as_ptr().add(column(at) + 32 * j).cast());
+                        halves[j / 2] = _mm_add_epi16(halves[j / 2], _mm_maddubs_epi16(w[j], x));
+                    }
+                }
+            }
+            let [first, second, ..] = sums(halves.map(|half| widen(half)));
+            *out = [first, second];
+        }
+    }
+}
+
+/// The column whose code is in the highest bits of byte `at` of a row.
+fn column(at: usize) -> usize {
+    at / BLOCK_BYTES * 4 * BLOCK_BYTES + at % BLOCK_BYTES
+}
+
+/// The codes of 16 bytes: of columns c.., 32 + c.., 64 + c.. and 96 + c..
+#[inline]
+#[target_feature(enable = "sse4.1")]
+unsafe fn codes(w: *const u8) -> [__m128i; 4] {
+    // SAFETY: the caller vouches for 16 bytes.
+    let w = unsafe { _mm_loadu_si128(w.cast()) };
+    let mask = _mm_set1_epi8(3);
+    [
+        _mm_and_si128(_mm_srli_epi16::<6>(w), mask),
+        _mm_and_si128(_mm_srli_epi16::<4>(w), mask),
+        _mm_and_si128(_mm_srli_epi16::<2>(w), mask),
+        _mm_and_si128(w, mask),
+    ]
+}
+
+/// Sums of neighbouring 16-bit integers.
+#[inline]
+#[target_feature(enable = "sse4.1")]
+fn widen(v: __m128i) -> __m128i {
+    _mm_madd_epi16(v, _mm_set1_epi16(1))
+}
+
+/// The sums of four registers.
+#[inline]
+#[target_feature(enable = "ssse3")]
+fn sums(v: [__m128i; 4]) -> [i32; 4] {
+    let sum = _mm_hadd_epi32(_mm_hadd_epi32(v[0], v[1]), _mm_hadd_epi32(v[2], v[3]));
+    let mut out = [0; 4];
+    // SAFETY: four integers.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) };
+    out
+}
+
+impl Vector for __m128 {
+    const LANES: usize = 4;
+
+    intrinsics! {
+        fn splat(x: f32) -> Self { _mm_set1_ps(x) }
+        fn load(p: *const f32) -> Self { _mm_loadu_ps(p) }
+        fn store(self, p: *mut f32) { _mm_storeu_ps(p, self) }
+        fn load_f16(p: *const u16) -> Self {
+            let bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(p.cast()));
+            let infinity = _mm_set1_epi32(0x7c00);
+            let non_finite = _mm_cmpeq_epi32(_mm_and_si128(bits, infinity), infinity);
+            // The exponent moves to its place and is scaled from one bias to the other, exactly, subnormals too.
+            let magnitude = _mm_castsi128_ps(_mm_slli_epi32::<13>(_mm_and_si128(bits, _mm_set1_epi32(0x7fff))));
+            let magnitude = _mm_mul_ps(magnitude, _mm_castsi128_ps(_mm_set1_epi32((127 + 112) << 23)));
+            let sign = _mm_slli_epi32::<16>(_mm_and_si128(bits, _mm_set1_epi32(0x8000)));
+            let rest = _mm_or_si128(sign, _mm_and_si128(non_finite, _mm_set1_epi32(0x7f80_0000)));
+            _mm_or_ps(magnitude, _mm_castsi128_ps(rest))
+        }
+        fn load_bf16(p: *const u16) -> Self {
+            _mm_castsi128_ps(_mm_slli_epi32::<16>(_mm_cvtepu16_epi32(_mm_loadl_epi64(p.cast()))))
+        }
+        fn load_i8(p: *const i8) -> Self {
+            let bytes = _mm_cvtsi32_si128(p.cast::<i32>().read_unaligned());
+            _mm_cvtepi32_ps(_mm_cvtepi8_epi32(bytes))
+        }
+        fn load_i32(p: *const i32) -> Self { _mm_cvtepi32_ps(_mm_loadu_si128(p.cast())) }
+        fn store_i8(self, p: *mut i8) {
+            // Only the lowest byte is kept, as a NaN's other bytes would saturate.
+            let bytes = _mm_and_si128(_mm_cvtps_epi32(self), _mm_set1_epi32(0xff));
+            let words = _mm_packus_epi32(bytes, bytes);
+            p.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(_mm_packus_epi16(words, words)));
+        }
+        fn add(self, other: Self) -> Self { _mm_add_ps(self, other) }
+        fn sub(self, other: Self) -> Self { _mm_sub_ps(self, other) }
+        fn mul(self, other: Self) -> Self { _mm_mul_ps(self, other) }
+        fn div(self, other: Self) -> Self { _mm_div_ps(self, other) }
+        fn fma(self, b: Self, c: Self) -> Self {
+            let low = fma_to_odd(_mm_cvtps_pd(self), _mm_cvtps_pd(b), _mm_cvtps_pd(c));
+            let high = fma_to_odd(
+                _mm_cvtps_pd(_mm_movehl_ps(self, self)),
+                _mm_cvtps_pd(_mm_movehl_ps(b, b)),
+                _mm_cvtps_pd(_mm_movehl_ps(c, c)),
+            );
+            _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high))
+        }
+        fn neg(self) -> Self { _mm_xor_ps(self, _mm_set1_ps(-0.0)) }
+        fn round(self) -> Self { _mm_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self) }
+        fn power_of_two(self) -> Self {
+            let exponent = _mm_add_epi32(_mm_cvtps_epi32(self), _mm_set1_epi32(127));
+            _mm_castsi128_ps(_mm_slli_epi32::<23>(exponent))
+        }
+        fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
+            _mm_blendv_ps(otherwise, then, _mm_cmplt_ps(self, other))
+        }
+        fn trees(v: &[Self; MAX_LANES]) -> Self {
+            let low = _mm_add_ps(_mm_movelh_ps(v[0], v[1]), _mm_movehl_ps(v[1], v[0]));
+            let high = _mm_add_ps(_mm_movelh_ps(v[2], v[3]), _mm_movehl_ps(v[3], v[2]));
+            _mm_add_ps(_mm_shuffle_ps::<0x88>(low, high), _mm_shuffle_ps::<0xDD>(low, high))
+        }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+/// a·b + c rounded to odd, for products that are exact: two lanes of [`crate::float::fma`] before its last rounding.
+#[inline(always)]
+unsafe fn fma_to_odd(a: __m128d, b: __m128d, c: __m128d) -> __m128d {
+    // SAFETY: register operations of the instruction set that the caller enables.
+    unsafe {
+        let p = _mm_mul_pd(a, b);
+        let sum = _mm_add_pd(p, c);
+        let virtual_c = _mm_sub_pd(sum, p);
+        let error = _mm_add_pd(_mm_sub_pd(p, _mm_sub_pd(sum, virtual_c)), _mm_sub_pd(c, virtual_c));
+        // An infinite or NaN sum has a NaN for its error, for which `inexact` is false.
+        let magnitude = _mm_andnot_pd(_mm_set1_pd(-0.0), error);
+        let inexact = _mm_castpd_si128(_mm_cmplt_pd(_mm_setzero_pd(), magnitude));
+        let one = _mm_set1_epi64x(1);
+        let bits = _mm_castpd_si128(sum);
+        let even = _mm_cmpeq_epi64(_mm_and_si128(bits, one), _mm_setzero_si128());
+        // +1 where the error has the sign of the sum, -1 elsewhere.
+        let opposite = _mm_shuffle_epi32::<0b11_11_01_01>(_mm_xor_si128(bits, _mm_castpd_si128(error)));
+        let step = _mm_or_si128(_mm_srai_epi32::<31>(opposite), one);
+        _mm_castsi128_pd(_mm_add_epi64(bits, _mm_and_si128(step, _mm_and_si128(inexact, even))))
+    }
+}
