@@ -1,6 +1,6 @@
 //! CPU kernels: one table of functions an instruction set, chosen once at run time.
 //!
-//! [`scalar`] is the oracle: plain loops over the definitions of [`crate::reduce`] and [`crate::float`]. Every other
+//! The scalar table is the oracle: plain loops over the definitions of [`crate::reduce`] and [`crate::float`]. Every other
 //! table gives the same bits. The methods of [`Kernels`] are the only way in: they check shapes, so that the
 //! functions behind them may read without bounds checks, and the table exists only where the processor can run it.
 
@@ -280,7 +280,7 @@ impl Kernels {
         unsafe { (self.gate)(f, gate, up) }
     }
 
-    /// Rotates one head by its halves and multiplies by `scale`: with (a, b) = (x[i], x[i + n/2]),
+    /// Rotates one head by its halves and multiplies by `scale`: with `(a, b) = (x[i], x[i + n/2])`,
     /// `x[i] = fma(a, cos, -(b·sin)) · scale`, `x[i + n/2] = fma(b, cos, a·sin) · scale`.
     ///
     /// `cos`, `sin`: half as long as `x`.
@@ -291,7 +291,7 @@ impl Kernels {
     }
 
     /// One chunk of softmax attention for one query head: with `s[j] = q·k[j]` on 32 lanes and `m = max s`,
-    /// `out = Σ exp(s[j] - m) v[j]` by fused multiply-adds in ascending j from +0; returns m and Σ exp(s[j] - m).
+    /// `out = Σ exp(s[j] - m) v[j]` by fused multiply-adds in ascending j from +0; returns m and `Σ exp(s[j] - m)`.
     ///
     /// `q`, `out`: (head_dim); `k`, `v`: at least (n, head_dim); 1 ≤ n ≤ [`SOFTMAX_CHUNK`].
     pub fn attend(&self, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32) {

@@ -26,7 +26,10 @@ const LONG_FILES: &[&str] = &["crates/bitnet-quant/src/kernels/"];
 const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-core/src/file/mapping.rs",
     "crates/bitnet-core/src/memory.rs",
+    "crates/bitnet-quant/examples/kernel_rates.rs",
     "crates/bitnet-quant/src/attention.rs",
+    "crates/bitnet-quant/src/fpenv.rs",
+    "crates/bitnet-quant/src/kernels.rs",
     "crates/bitnet-quant/src/kernels/",
     "crates/bitnet-quant/src/linear.rs",
     "crates/bitnet-quant/src/threads.rs",
