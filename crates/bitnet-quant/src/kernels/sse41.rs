@@ -149,14 +149,21 @@ impl Vector for __m128 {
         fn store(self, p: *mut f32) { _mm_storeu_ps(p, self) }
         fn load_f16(p: *const u16) -> Self {
             let bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(p.cast()));
-            let infinity = _mm_set1_epi32(0x7c00);
-            let non_finite = _mm_cmpeq_epi32(_mm_and_si128(bits, infinity), infinity);
-            // The exponent moves to its place and is scaled from one bias to the other, exactly, subnormals too.
-            let magnitude = _mm_castsi128_ps(_mm_slli_epi32::<13>(_mm_and_si128(bits, _mm_set1_epi32(0x7fff))));
-            let magnitude = _mm_mul_ps(magnitude, _mm_castsi128_ps(_mm_set1_epi32((127 + 112) << 23)));
+            let exponent = _mm_and_si128(bits, _mm_set1_epi32(0x7c00));
+            let magnitude = _mm_slli_epi32::<13>(_mm_and_si128(bits, _mm_set1_epi32(0x7fff)));
+            // From one bias to the other; infinity and NaN have all bits of the exponent in both forms.
+            let normal = _mm_add_epi32(magnitude, _mm_set1_epi32(112 << 23));
+            let non_finite = _mm_cmpeq_epi32(exponent, _mm_set1_epi32(0x7c00));
+            let normal = _mm_or_si128(normal, _mm_and_si128(non_finite, _mm_set1_epi32(0x7f80_0000)));
+            // A subnormal is what its bits add to the smallest normal number: no operation on subnormal `f32`, which
+            // take a hundred cycles.
+            let smallest = _mm_set1_epi32(113 << 23);
+            let subnormal = _mm_castsi128_ps(_mm_add_epi32(magnitude, smallest));
+            let subnormal = _mm_sub_ps(subnormal, _mm_castsi128_ps(smallest));
+            let is_subnormal = _mm_castsi128_ps(_mm_cmpeq_epi32(exponent, _mm_setzero_si128()));
+            let magnitude = _mm_blendv_ps(_mm_castsi128_ps(normal), subnormal, is_subnormal);
             let sign = _mm_slli_epi32::<16>(_mm_and_si128(bits, _mm_set1_epi32(0x8000)));
-            let rest = _mm_or_si128(sign, _mm_and_si128(non_finite, _mm_set1_epi32(0x7f80_0000)));
-            _mm_or_ps(magnitude, _mm_castsi128_ps(rest))
+            _mm_or_ps(magnitude, _mm_castsi128_ps(sign))
         }
         fn load_bf16(p: *const u16) -> Self {
             _mm_castsi128_ps(_mm_slli_epi32::<16>(_mm_cvtepu16_epi32(_mm_loadl_epi64(p.cast()))))

@@ -172,6 +172,31 @@ proptest! {
         }
     }
 
+    /// Products a few units of `f64` beside a tie of `f32`: most roundings of a sum in `f64` would be rounded wrongly
+    /// a second time.
+    #[test]
+    fn fused_multiply_adds_round_once_near_ties(
+        case in vec((-9i8..=9, -9i8..=9, 12u32..=16, 0i32..4, any::<bool>()), 1..100),
+    ) {
+        let power = |e: i32| f32::from_bits(((127 + e) as u32) << 23);
+        let near_one = |k: i8, bits: u32| 1.0 + f32::from(k) * power(-(bits as i32));
+        let w: Vec<f32> = case.iter().map(|(k, _, bits, ..)| near_one(*k, *bits)).collect();
+        let x: Vec<f32> = case.iter().map(|(k, l, bits, _, opposite)| {
+            near_one(if *opposite { -k } else { *l }, *bits) * power(-24)
+        }).collect();
+        let lanes: Vec<f32> = case.iter().map(|(.., odd, _)| 1.0 + *odd as f32 * f32::EPSILON).collect();
+        let mut want = lanes.clone();
+        scalar::KERNELS.accumulate(&mut want, &w, &x);
+        for kernels in vector_tables() {
+            for sign in [1.0, -1.0] {
+                let mut got: Vec<f32> = lanes.iter().map(|lane| sign * lane).collect();
+                kernels.accumulate(&mut got, &w, &x.iter().map(|x| sign * x).collect::<Vec<_>>());
+                got.iter_mut().for_each(|lane| *lane *= sign);
+                assert_same(kernels, &got, &want);
+            }
+        }
+    }
+
     #[test]
     fn blocks_have_one_order(pairs in vec((any::<i32>(), finite()), 0..70)) {
         let (acc, d): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
@@ -291,6 +316,24 @@ fn check_attention(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize) {
         let (got_max, got_sum) = kernels.attend(q, k, v, n, &mut got);
         assert_same(kernels, &[got_max, got_sum], &[max, sum]);
         assert_same(kernels, &got, &want);
+    }
+}
+
+#[test]
+fn every_half_precision_number_is_widened_exactly() {
+    let stored: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for kernels in vector_tables() {
+        for (i, row) in stored.chunks_exact(32).enumerate() {
+            // One number among zeros, each in a lane of its own: the sum is the number, and +0 for -0.
+            for l in 0..16 {
+                let want = f16::from_bits((16 * i + l) as u16).to_f32() + 0.0;
+                let mut w = [0u8; 512];
+                w[2 * l..2 * l + 2].copy_from_slice(&row[2 * l..2 * l + 2]);
+                let mut x = [0.0; 256];
+                x[l] = 1.0;
+                assert_same(kernels, &[kernels.row_dot(DenseRow::F16, &w, &x)], &[want]);
+            }
+        }
     }
 }
 
