@@ -1,3 +1,5 @@
 //! Integration tests of the engine, by theme.
 
+mod common;
+mod equality;
 mod goldens;
