@@ -2,6 +2,7 @@
 
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::linear::{QuantizedRows, bitlinear, dense_linear, ternary_linear_f32};
+use bitnet_quant::ternary::NON_FINITE;
 use bitnet_quant::threads::Threads;
 
 use crate::weights::{Dense, Linear, Matrix, Norm, Ternary};
@@ -39,6 +40,12 @@ impl Cpu<'_> {
             self.kernels.rms_norm(x, w, norm.eps, row);
             x.copy_from_slice(row);
         }
+    }
+
+    /// The error is the first row of `x`, (n, cols), that holds an infinity or NaN.
+    pub(crate) fn finite_rows(self, x: &[f32], cols: usize) -> Result<(), usize> {
+        let broken = x.chunks_exact(cols).position(|x| self.kernels.absmax_bits(x) >= NON_FINITE);
+        broken.map_or(Ok(()), Err)
     }
 
     /// `N` projections of the same input `x`: (n, cols), into `outs[i]`: (n, rows of `ws[i]`).

@@ -267,7 +267,7 @@ impl Loader<'_> {
             }
             StoredData::Master(format, bytes) => {
                 let dense = self.dense_matrix(&stored, *format, bytes)?;
-                Matrix::BitLinear(self.quantize(&dense)?)
+                Matrix::BitLinear(self.quantize(&stored, &dense)?)
             }
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
@@ -347,7 +347,7 @@ impl Loader<'_> {
     }
 
     /// Absmean quantisation of master weights (Ma et al., 2024): `s = 1 / max(mean|W|, 1e-5)`, scale `1 / s`.
-    fn quantize(&self, dense: &Dense) -> Result<Ternary> {
+    fn quantize(&self, stored: &StoredTensor, dense: &Dense) -> Result<Ternary> {
         let (rows, cols) = (dense.rows, dense.cols);
         let view = dense.view();
         let mut mean = MeanAbs::default();
@@ -356,7 +356,13 @@ impl Loader<'_> {
             view.row(r, &mut row);
             mean.push(&row);
         }
-        let s = weight_factor(mean.finish());
+        let mean = mean.finish();
+        if !mean.is_finite() {
+            return Err(self
+                .bad(stored, "holds an infinity or NaN, or values too large for their mean")
+                .into());
+        }
+        let s = weight_factor(mean);
         let code_row = |r: usize, codes: &mut [u8], _: &mut [f32]| {
             let mut row = vec![0.0; cols];
             view.row(r, &mut row);
