@@ -81,12 +81,11 @@ impl Model {
                 break;
             }
         }
+        let normed = &mut state.normed[..sound.n * config.dim];
+        cpu.norm_rows(&state.hidden[..sound.n * config.dim], &weights.output_norm, normed);
+        // Not every token's logits are computed; each is judged here, so that it does not matter which are.
+        sound.note(cpu.finite_rows(normed, config.dim), None, "the output norm");
         let n = sound.n;
-        cpu.norm_rows(
-            &state.hidden[..n * config.dim],
-            &weights.output_norm,
-            &mut state.normed[..n * config.dim],
-        );
         cache.position += n;
         cache.len += n;
         match sound.broken {
@@ -211,6 +210,9 @@ fn ffn_block(
         &mut scratch,
     );
     sound.note(projected, Some(l), "the input of the feed-forward network");
+    // max(x, 0) would hide a negative infinity.
+    let finite = cpu.finite_rows(&gate[..sound.n * ffn_dim], ffn_dim);
+    sound.note(finite, Some(l), "the gate of the feed-forward network");
 
     let n = sound.n;
     let gate = &mut gate[..n * ffn_dim];

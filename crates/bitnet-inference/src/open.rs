@@ -7,6 +7,7 @@ use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager};
 use bitnet_core::tokenizer::GenerationConfig;
+use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::kernels::{Isa, Kernels};
 use bitnet_quant::packing::I2sLayout;
 use bitnet_quant::threads::Threads;
@@ -42,6 +43,7 @@ impl Model {
         options: &ModelOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
+        let _env = DefaultFloatEnv::enter();
         let source = source::open(path.as_ref(), options.i2s_layout)?;
         Self::from_source(&*source, options, progress)
     }
@@ -62,6 +64,8 @@ impl Model {
         options: &ModelOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
+        // Weights are quantised with the same arithmetic, whatever mode the host's threads are in.
+        let _env = DefaultFloatEnv::enter();
         let hardware_threads = || std::thread::available_parallelism().map_or(1, usize::from);
         let n_threads = options.n_threads.unwrap_or_else(hardware_threads);
         if n_threads == 0 {

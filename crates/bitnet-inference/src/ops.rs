@@ -2,6 +2,7 @@
 
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::linear::{QuantizedRows, bitlinear, dense_linear, ternary_linear_f32};
+use bitnet_quant::ternary::NON_FINITE;
 use bitnet_quant::threads::Threads;
 
 use crate::weights::{Dense, Linear, Matrix, Norm, Ternary};
@@ -41,9 +42,16 @@ impl Cpu<'_> {
         }
     }
 
+    /// The error is the first row of `x`, (n, cols), that holds an infinity or NaN.
+    pub(crate) fn finite_rows(self, x: &[f32], cols: usize) -> Result<(), usize> {
+        let broken = x.chunks_exact(cols).position(|x| self.kernels.absmax_bits(x) >= NON_FINITE);
+        broken.map_or(Ok(()), Err)
+    }
+
     /// `N` projections of the same input `x`: (n, cols), into `outs[i]`: (n, rows of `ws[i]`).
     ///
-    /// The error is the first row of `x` that holds an infinity or NaN, where the projection quantises.
+    /// The error is the first row of `x` that holds an infinity or NaN, where the projection quantises; the rows
+    /// before it are computed.
     pub(crate) fn project<const N: usize>(
         self,
         ws: [&Linear; N],
@@ -52,13 +60,18 @@ impl Cpu<'_> {
         outs: [&mut [f32]; N],
         scratch: &mut Scratch<'_>,
     ) -> Result<(), usize> {
-        if let Some(ws) = shared_quantiser(ws) {
-            return self.bitlinear(ws, x, n, outs, scratch);
+        if n == 0 {
+            return Ok(());
         }
+        let Scratch { codes, factors, sums, normed } = scratch;
+        if let Some(ws) = shared_quantiser(ws) {
+            return self.bitlinear(ws, x, n, outs, QuantizedRows::new(codes, factors, sums));
+        }
+        let mut sound = Ok(());
         for (w, out) in ws.into_iter().zip(outs) {
-            let normed = &mut scratch.normed[..x.len()];
             let x = match &w.input_norm {
                 Some(norm) => {
+                    let normed = &mut normed[..x.len()];
                     self.norm_rows(x, norm, normed);
                     &*normed
                 }
@@ -66,9 +79,8 @@ impl Cpu<'_> {
             };
             match &w.matrix {
                 Matrix::BitLinear(w) => {
-                    let mut rows = QuantizedRows::new(scratch.codes, scratch.factors, scratch.sums);
-                    rows.quantize(self.kernels, x, x.len() / n)?;
-                    bitlinear(self.kernels, self.threads, [&w.view()], &rows, [out]);
+                    let rows = QuantizedRows::new(codes, factors, sums);
+                    sound = first_broken(sound, self.bitlinear([w], x, n, [out], rows));
                 }
                 Matrix::TernaryF32(w) => {
                     ternary_linear_f32(self.kernels, self.threads, &w.view(), x, n, out);
@@ -76,7 +88,7 @@ impl Cpu<'_> {
                 Matrix::Dense(w) => self.dense(w, x, n, out),
             }
         }
-        Ok(())
+        sound
     }
 
     /// A dense product: (n, cols) to (n, rows).
@@ -90,13 +102,17 @@ impl Cpu<'_> {
         x: &[f32],
         n: usize,
         outs: [&mut [f32]; N],
-        scratch: &mut Scratch<'_>,
+        mut rows: QuantizedRows<'_>,
     ) -> Result<(), usize> {
-        let mut rows = QuantizedRows::new(scratch.codes, scratch.factors, scratch.sums);
-        rows.quantize(self.kernels, x, x.len() / n)?;
+        let quantized = rows.quantize(self.kernels, x, x.len() / n);
+        let sound = quantized.err().unwrap_or(n);
+        let outs = outs.map(|out| {
+            let rows = out.len() / n;
+            &mut out[..sound * rows]
+        });
         let views = ws.map(Ternary::view);
         bitlinear(self.kernels, self.threads, views.each_ref(), &rows, outs);
-        Ok(())
+        quantized
     }
 }
 
@@ -110,4 +126,12 @@ fn shared_quantiser<const N: usize>(ws: [&Linear; N]) -> Option<[&Ternary; N]> {
         Matrix::BitLinear(w) => w,
         Matrix::TernaryF32(_) | Matrix::Dense(_) => unreachable!("checked above"),
     }))
+}
+
+/// Each error is a row; the first of them is the one that counts.
+fn first_broken(a: Result<(), usize>, b: Result<(), usize>) -> Result<(), usize> {
+    match (a, b) {
+        (Err(a), Err(b)) => Err(a.min(b)),
+        (a, b) => a.and(b),
+    }
 }

@@ -6,6 +6,7 @@
 //! else is generated at the same time. Ties go to the lowest id.
 
 use bitnet_quant::float::{exp64, ln64};
+use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::{Error, Result};
 
@@ -84,6 +85,7 @@ impl Sampler {
     ///
     /// `logits`: (vocab_size), finite.
     pub fn sample(&mut self, logits: &[f32], tokens: &[u32], generated_from: usize, position: usize) -> u32 {
+        let _env = DefaultFloatEnv::enter();
         self.adjust(logits, tokens, generated_from);
         let SamplingOptions { temperature, seed, .. } = self.options;
         if temperature == 0.0 {

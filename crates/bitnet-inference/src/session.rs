@@ -90,6 +90,8 @@ impl Session {
     }
 
     /// Appends `tokens` and returns the logits that follow the last: (vocab_size).
+    ///
+    /// After [`Error::NonFinite`] the session holds the tokens before the broken one, as if they had come alone.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let _env = DefaultFloatEnv::enter();
         if tokens.is_empty() {
@@ -100,11 +102,12 @@ impl Session {
             (position, row) = (at, n - 1);
             Ok(())
         })?;
-        self.model.logits(row, position, &mut self.state)?;
+        let logits = self.model.logits(row, position, &mut self.state);
+        self.keep_sound(logits)?;
         Ok(&self.state.logits)
     }
 
-    /// Appends `tokens` and calls `each(index, logits)` for every one of them.
+    /// Appends `tokens` and calls `each(index, logits)` for every one of them, up to the first broken one.
     pub fn forward_all(
         &mut self,
         tokens: &[u32],
@@ -113,16 +116,25 @@ impl Session {
         let _env = DefaultFloatEnv::enter();
         let start = self.tokens.len();
         let model = self.model.clone();
-        self.chunks(tokens, |state, at, n| {
+        let all = self.chunks(tokens, |state, at, n| {
             for row in 0..n {
                 model.logits(row, at, state)?;
                 each(at + row - start, &state.logits)?;
             }
             Ok(())
-        })
+        });
+        self.keep_sound(all)
     }
 
-    /// Runs `tokens` in chunks; `after(state, position of its first token, tokens)` follows each.
+    /// Takes back the tokens from a broken one on, which may be the first of several in the chunk.
+    fn keep_sound(&mut self, result: Result<()>) -> Result<()> {
+        if let Err(Error::NonFinite { position, .. }) = result {
+            self.truncate(position);
+        }
+        result
+    }
+
+    /// Runs `tokens` in chunks; `after(state, position of its first token, sound tokens)` follows each.
     fn chunks(
         &mut self,
         tokens: &[u32],
@@ -138,9 +150,12 @@ impl Session {
         for chunk in tokens.chunks(self.state.chunk) {
             let position = self.cache.position;
             let result = self.model.forward(chunk, &mut self.cache, &mut self.state);
-            self.tokens.extend_from_slice(&chunk[..self.cache.position - position]);
+            let sound = self.cache.position - position;
+            self.tokens.extend_from_slice(&chunk[..sound]);
+            if sound > 0 {
+                after(&mut self.state, position, sound)?;
+            }
             result?;
-            after(&mut self.state, position, chunk.len())?;
         }
         Ok(())
     }

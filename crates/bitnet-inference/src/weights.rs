@@ -296,7 +296,7 @@ impl Loader<'_> {
             }
             StoredData::Master(format, bytes) => {
                 let dense = self.dense_matrix(&stored, *format, bytes)?;
-                Matrix::BitLinear(self.quantize(&dense)?)
+                Matrix::BitLinear(self.quantize(&stored, &dense)?)
             }
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
@@ -371,7 +371,7 @@ impl Loader<'_> {
     }
 
     /// Absmean quantisation of master weights (Ma et al., 2024): `s = 1 / max(mean|W|, 1e-5)`, scale `1 / s`.
-    fn quantize(&self, dense: &Dense) -> Result<Ternary> {
+    fn quantize(&self, stored: &StoredTensor, dense: &Dense) -> Result<Ternary> {
         let (rows, cols) = (dense.rows, dense.cols);
         let view = dense.view();
         let mut row = vec![0.0; cols];
@@ -380,7 +380,12 @@ impl Loader<'_> {
             view.row(r, &mut row);
             mean.push(&row);
         }
-        let s = weight_factor(mean.finish());
+        let mean = mean.finish();
+        if !mean.is_finite() {
+            let problem = "holds an infinity or NaN, or values too large for their mean";
+            return Err(self.bad(stored, problem).into());
+        }
+        let s = weight_factor(mean);
         let codes = self.pack_rows(rows, cols, |r, codes| {
             view.row(r, &mut row);
             for (code, w) in codes.iter_mut().zip(&row) {

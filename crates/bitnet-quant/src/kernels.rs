@@ -240,12 +240,13 @@ impl Kernels {
         unsafe { (self.accumulate)(lanes, w, x) }
     }
 
-    /// Root-mean-square norm: `out = (x · r) · w` with `r = 1 / √(Σx²/n + eps)`.
+    /// Root-mean-square norm: `out = (x · r) · w` with `r = 1 / √(Σx²/n + eps)`; NaN where Σx² is beyond `f32`, because
+    /// r would be 0 and the values vanish unseen.
     pub fn rms_norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
         assert!(x.len() == w.len() && x.len() == out.len() && !x.is_empty());
         // SAFETY: as above.
         let squares = unsafe { (self.sum_squares)(x) };
-        let r = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        let r = if squares.is_finite() { 1.0 / (squares / x.len() as f32 + eps).sqrt() } else { f32::NAN };
         // SAFETY: as above.
         unsafe { (self.scale_rows)(x, r, w, out) }
     }
