@@ -1,2 +1,19 @@
 //! The program `bitnet`.
-fn main() {}
+
+mod convert;
+mod synth;
+
+use clap::Parser;
+
+/// Ternary language models.
+#[derive(Debug, Parser)]
+#[command(name = "bitnet")]
+enum Command {
+    Synth(synth::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Synth(args) => synth::run(args),
+    }
+}

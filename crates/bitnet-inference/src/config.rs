@@ -129,7 +129,7 @@ impl ModelConfig {
     }
 
     /// Checks what no reader can: that the numbers fit one another.
-    fn validate(self, path: &Path, keys: &Keys) -> Result<Self> {
+    pub(crate) fn validate(self, path: &Path, keys: &Keys) -> Result<Self> {
         let bad = |key: &str, problem: String| Err(CoreError::bad_key(path, key, problem).into());
         let counts = [
             (keys.dim, self.dim, MAX_COLS),
@@ -231,18 +231,18 @@ impl RopeScaling {
 }
 
 /// What a file format calls the numbers of a configuration, for messages.
-struct Keys {
-    dim: &'static str,
-    ffn_dim: &'static str,
-    n_layers: &'static str,
-    n_heads: &'static str,
-    n_kv_heads: &'static str,
-    head_dim: &'static str,
-    vocab_size: &'static str,
-    max_seq_len: &'static str,
-    rope_theta: &'static str,
-    rope_scaling: &'static str,
-    norm_eps: &'static str,
+pub(crate) struct Keys {
+    pub(crate) dim: &'static str,
+    pub(crate) ffn_dim: &'static str,
+    pub(crate) n_layers: &'static str,
+    pub(crate) n_heads: &'static str,
+    pub(crate) n_kv_heads: &'static str,
+    pub(crate) head_dim: &'static str,
+    pub(crate) vocab_size: &'static str,
+    pub(crate) max_seq_len: &'static str,
+    pub(crate) rope_theta: &'static str,
+    pub(crate) rope_scaling: &'static str,
+    pub(crate) norm_eps: &'static str,
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 //! encoded; the decoder turns ids into logits, a sampler picks the next id, and the text streams out.
 
 pub mod config;
+pub mod convert;
 mod error;
 mod generate;
 mod kv_cache;
@@ -26,6 +27,7 @@ mod sampling;
 mod session;
 pub mod source;
 mod state;
+pub mod synth;
 mod text;
 mod weights;
 

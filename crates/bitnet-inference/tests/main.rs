@@ -6,3 +6,4 @@ mod common;
 mod equality;
 mod goldens;
 mod non_finite;
+mod synth;

@@ -1,0 +1,168 @@
+//! What a GGUF file says about a model besides its weights, from a configuration and a vocabulary.
+
+use std::path::Path;
+
+use bitnet_core::Error as CoreError;
+use bitnet_core::file::gguf::{Array, GgmlType, GgufWriter};
+use bitnet_core::tokenizer::GgufVocabulary;
+use bitnet_quant::kernels::Activation;
+use bitnet_quant::packing::{I2sLayout, TernaryFormat};
+
+use crate::config::{Architecture, ModelConfig, RopeScaling};
+use crate::{Error, Result};
+
+/// Of the quantised formats; readers take it as a sign that the file is not from before 2023.
+const QUANTIZATION_VERSION: u32 = 2;
+/// A token of this type fills the table; nothing is written with it.
+const UNUSED_TOKEN: i32 = 5;
+/// The type of tokens in vocabularies that give none.
+const NORMAL_TOKEN: i32 = 1;
+
+/// The name of the architecture of a file whose layers are of `format`.
+///
+/// Engines that read I2_S know BitNet b1.58 2B4T by a name of its own; those that read TQ1_0 and TQ2_0 know all
+/// BitNet models as `bitnet`.
+pub(crate) fn architecture(config: &ModelConfig, format: TernaryFormat) -> &'static str {
+    match (config.architecture, config.activation, format) {
+        (Architecture::BitNet, Activation::Relu2, TernaryFormat::I2s(_)) => "bitnet-b1.58",
+        (architecture, ..) => architecture.name(),
+    }
+}
+
+/// The GGUF type of the layers, for the formats that are written.
+pub(crate) fn ggml_type(format: TernaryFormat) -> Result<GgmlType> {
+    match format {
+        TernaryFormat::I2s(I2sLayout::Block128) => Ok(GgmlType::I2S),
+        TernaryFormat::Tq1_0 => Ok(GgmlType::Tq1_0),
+        TernaryFormat::Tq2_0 => Ok(GgmlType::Tq2_0),
+        _ => Err(Error::BadOption { option: "the type", must: "i2_s, tq1_0 or tq2_0" }),
+    }
+}
+
+/// Whether ternary tensors have a single F32 beside them for their scale, which their own f16 cannot hold exactly.
+/// All readers of `bitnet` files with TQ1_0 or TQ2_0 know it; of other architectures only some do.
+pub(crate) fn has_scale_beside(config: &ModelConfig, format: TernaryFormat) -> bool {
+    config.architecture == Architecture::BitNet && format.block().is_some()
+}
+
+/// Sets the keys of a configuration; `path` is named when GGUF cannot express it.
+pub(crate) fn set_config(
+    writer: &mut GgufWriter,
+    config: &ModelConfig,
+    name: &str,
+    format: TernaryFormat,
+    path: &Path,
+) -> Result<()> {
+    let arch = architecture(config, format);
+    writer.set("general.architecture", arch);
+    writer.set("general.name", name);
+    writer.set("general.quantization_version", QUANTIZATION_VERSION);
+    if let Some(file_type) = file_type(format) {
+        writer.set("general.file_type", file_type);
+    }
+
+    let rope_theta = config.rope_theta as f32;
+    if f64::from(rope_theta) != config.rope_theta {
+        let hint = "GGUF keeps the base of the rotary frequencies in single precision";
+        return Err(unsupported(path, format!("rope_theta = {}", config.rope_theta), hint));
+    }
+    let mut set_count = |key: &str, n: usize| writer.set(format!("{arch}.{key}"), n as u32);
+    set_count("vocab_size", config.vocab_size);
+    set_count("context_length", config.max_seq_len);
+    set_count("embedding_length", config.dim);
+    set_count("block_count", config.n_layers);
+    set_count("feed_forward_length", config.ffn_dim);
+    set_count("rope.dimension_count", config.head_dim);
+    set_count("attention.head_count", config.n_heads);
+    set_count("attention.head_count_kv", config.n_kv_heads);
+    set_count("attention.key_length", config.head_dim);
+    set_count("attention.value_length", config.head_dim);
+    writer.set(format!("{arch}.rope.freq_base"), rope_theta);
+    writer.set(format!("{arch}.attention.layer_norm_rms_epsilon"), config.norm_eps);
+    if let RopeScaling::Linear { factor } = config.rope_scaling {
+        writer.set(format!("{arch}.rope.scaling.type"), "linear");
+        writer.set(format!("{arch}.rope.scaling.factor"), factor);
+    }
+    match (arch, config.activation) {
+        ("bitnet", Activation::Relu2) => writer.set("bitnet.hidden_act", "relu2"),
+        ("bitnet-b1.58", _) | (_, Activation::Silu) => {}
+        (_, Activation::Relu2) => {
+            let what = format!("the activation relu2 in the architecture {arch}");
+            return Err(unsupported(path, what, "GGUF has no key for it; readers would compute SiLU"));
+        }
+    }
+    Ok(())
+}
+
+/// Sets the keys of a vocabulary, filled up to the `n_rows` of the embedding; `stop_ids` are the ids besides
+/// `vocabulary.eos` that end an answer.
+pub(crate) fn set_vocabulary(
+    writer: &mut GgufWriter,
+    vocabulary: &GgufVocabulary,
+    stop_ids: &[u32],
+    chat_template: Option<&str>,
+    n_rows: usize,
+) -> Result<()> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let n_tokens = vocabulary.tokens.len();
+    if n_tokens > n_rows {
+        let problem = format!("has {n_tokens} tokens, but the embedding has {n_rows} rows");
+        return Err(CoreError::bad_key(&vocabulary.path, key("tokens"), problem).into());
+    }
+    writer.set(key("model"), vocabulary.model.as_str());
+    if let Some(pre) = &vocabulary.pre {
+        writer.set(key("pre"), pre.as_str());
+    }
+    let padding = (n_tokens..n_rows).map(|id| format!("[PAD{id}]").into());
+    let tokens = vocabulary.tokens.iter().map(|token| token.as_str().into()).chain(padding);
+    writer.set(key("tokens"), Array::of_strings::<std::borrow::Cow<'_, str>>(tokens));
+    let mut types = vocabulary.token_types.clone().unwrap_or_else(|| vec![NORMAL_TOKEN; n_tokens]);
+    types.resize(n_rows, UNUSED_TOKEN);
+    writer.set(key("token_type"), Array::of_i32s(&types));
+    if let Some(scores) = &vocabulary.scores {
+        let mut scores = scores.clone();
+        scores.resize(n_rows, scores.iter().copied().fold(0.0, f32::min));
+        writer.set(key("scores"), Array::of_f32s(&scores));
+    }
+    if let Some(merges) = &vocabulary.merges {
+        writer.set(key("merges"), Array::of_strings(merges));
+    }
+
+    let ids = [
+        ("bos_token_id", vocabulary.bos),
+        ("eos_token_id", vocabulary.eos),
+        ("unknown_token_id", vocabulary.unk),
+        ("eot_token_id", stop_ids.first().copied()),
+        ("eom_token_id", stop_ids.get(1).copied()),
+    ];
+    for (name, id) in ids.into_iter().filter_map(|(name, id)| Some((name, id?))) {
+        writer.set(key(name), id);
+    }
+    let switches = [
+        ("add_bos_token", vocabulary.add_bos),
+        ("add_eos_token", vocabulary.add_eos),
+        ("add_space_prefix", vocabulary.add_space_prefix),
+    ];
+    for (name, on) in switches.into_iter().filter_map(|(name, on)| Some((name, on?))) {
+        writer.set(key(name), on);
+    }
+    if let Some(template) = chat_template {
+        writer.set("tokenizer.chat_template", template);
+    }
+    Ok(())
+}
+
+/// The number that readers print for the kind of a file's layers.
+fn file_type(format: TernaryFormat) -> Option<u32> {
+    match format {
+        TernaryFormat::I2s(_) => Some(40),
+        TernaryFormat::Tq1_0 => Some(36),
+        TernaryFormat::Tq2_0 => Some(37),
+        _ => None,
+    }
+}
+
+/// The error of something that GGUF cannot express.
+pub(crate) fn unsupported(path: &Path, what: impl Into<String>, hint: &str) -> Error {
+    Error::Unsupported { path: path.into(), what: what.into(), hint: hint.into() }
+}
