@@ -19,7 +19,7 @@ const DEFAULT_SHAPE: &str = "2b-4t";
   bitnet synth --shape 2b-4t --output 2b.gguf
   bitnet synth --shape 8b --type tq2_0 --output 8b.gguf
   bitnet synth --dim 256 --ffn-dim 512 --layers 4 --heads 4 --kv-heads 2 --vocab 2048 --output tiny.gguf")]
-pub(crate) struct Args {
+pub(crate) struct SynthArgs {
     /// The shape of a published model; the sizes below change single numbers of it.
     #[arg(long, value_parser = SynthShape::NAMES, default_value = DEFAULT_SHAPE)]
     shape: String,
@@ -62,7 +62,7 @@ pub(crate) struct Args {
 }
 
 /// Writes the model.
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn synth(args: &SynthArgs) -> anyhow::Result<()> {
     let options = SynthOptions {
         format: args.layer_type.format(),
         embedding: args.embedding.format(),
@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Args {
+impl SynthArgs {
     fn shape(&self) -> anyhow::Result<SynthShape> {
         let unknown = || anyhow::anyhow!("there is no shape `{}`", self.shape);
         let SynthShape { name, config } = SynthShape::named(&self.shape).ok_or_else(unknown)?;

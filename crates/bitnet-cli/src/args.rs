@@ -1,0 +1,35 @@
+//! What the command line looks like as a whole. The arguments of a subcommand are in its own file.
+
+use clap::{Parser, Subcommand};
+
+use crate::completions::CompletionsArgs;
+use crate::logits::LogitsArgs;
+use crate::run::RunArgs;
+use crate::synth::SynthArgs;
+use crate::tokenize::TokenizeArgs;
+
+/// Run ternary (BitNet b1.58) language models.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bitnet",
+    version,
+    max_term_width = 100,
+    after_help = "Models are GGUF files, safetensors files, or Hugging Face model folders. Without --model, the stories \
+        model that is part of the program is used.\n\n\
+        Environment:\n  \
+        BITNET_ISA  The instruction set: scalar, sse41, avx2, avx512 or neon; the widest that works by default\n\n\
+        Exit status: 0 for success, 1 for failure, 2 for wrong usage."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(RunArgs),
+    Logits(LogitsArgs),
+    Tokenize(TokenizeArgs),
+    Synth(SynthArgs),
+    Completions(CompletionsArgs),
+}

@@ -1,0 +1,186 @@
+//! `bitnet run`: one prompt, one answer.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, bail};
+use bitnet_core::tokenizer::Tokenizer;
+use bitnet_inference::{FinishReason, GenerateOptions, Generation, Message, Text, TokenLogprobs};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::generation::{GenerationArgs, Speed};
+use crate::interrupt;
+use crate::model::{ModelArgs, print_notices};
+use crate::sampling::SamplingArgs;
+use crate::session::SessionArgs;
+
+/// Answer one prompt.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    bitnet run --prompt \"Tell me a story about a fox\"\n  \
+    bitnet run --model model.gguf --prompt \"Why is the sky blue?\" --temperature 0.7 --seed 1\n  \
+    bitnet run --raw --prompt \"Once upon a time\" --max-tokens 64\n  \
+    echo \"Tell me a story\" | bitnet run --prompt - --json")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The prompt; - for standard input, without the line break at its end.
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+    /// Continue the prompt as it is: no chat format, no suggested sampling, only the continuation on the output.
+    #[arg(long, conflicts_with = "system")]
+    raw: bool,
+    /// Print one JSON object instead of the text.
+    #[arg(long)]
+    json: bool,
+    /// Log-probabilities of each token and of the N most likely: JSON lines on standard error, or part of --json.
+    #[arg(long, value_name = "N")]
+    logprobs: Option<usize>,
+    /// Print no notes, seed or speed on standard error.
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let session_options = args.session.options()?;
+    let prompt = text_or_stdin(&args.prompt)?;
+    let model = args.model.load()?;
+    let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
+    if !args.quiet {
+        print_notices(&model);
+        sampling.print_seed();
+    }
+    let text = model.text()?;
+    let ids = prompt_ids(text, prompt, args)?;
+    let mut session = model.session(session_options)?;
+    let options =
+        GenerateOptions { logprobs: args.logprobs, ..args.generation.options(sampling.options.clone()) };
+    let mut answer = session.generate_from(&ids, &options)?;
+
+    // From here on Ctrl-C leaves the text whole as far as it goes.
+    interrupt::install()?;
+    let mut speed = Speed::start(&answer);
+    let mut printer = Printer::new(args, &text.tokenizer);
+    while let Some(piece) = answer.next() {
+        speed.count(&answer);
+        printer.piece(&piece?)?;
+        while let Some(logprobs) = answer.take_logprobs() {
+            printer.logprobs(&logprobs)?;
+        }
+        if interrupt::asked() {
+            break;
+        }
+    }
+    printer.end(&answer, sampling.seed())?;
+    if !args.quiet && io::stderr().is_terminal() {
+        eprintln!("{}", speed.line());
+    }
+    if answer.finish_reason().is_none() {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// The argument, or standard input where it is `-`.
+pub(crate) fn text_or_stdin(argument: &str) -> anyhow::Result<String> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut text = io::read_to_string(io::stdin()).context("standard input")?;
+    if text.ends_with('\n') {
+        text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
+    }
+    Ok(text)
+}
+
+fn prompt_ids(text: &Text, prompt: String, args: &RunArgs) -> anyhow::Result<Vec<u32>> {
+    if args.raw {
+        return Ok(text.encode(&prompt)?);
+    }
+    Ok(text.encode_chat(&conversation(text, args.generation.system.as_deref(), prompt)?)?)
+}
+
+/// A conversation that begins with `prompt`.
+fn conversation(text: &Text, system: Option<&str>, prompt: String) -> anyhow::Result<Vec<Message>> {
+    if system.is_some() && text.chat_template.is_none() {
+        bail!("the model has no chat format, so that it cannot take --system");
+    }
+    let system = system.map(|content| Message { role: "system".into(), content: content.into() });
+    Ok(system.into_iter().chain([Message { role: "user".into(), content: prompt }]).collect())
+}
+
+/// Puts an answer out: as it comes, or as one JSON object at its end.
+struct Printer<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The parts of the object; `None` when text is printed.
+    object: Option<(String, Vec<Value>)>,
+    /// Whether a line break follows the text.
+    line_break: bool,
+}
+
+impl<'a> Printer<'a> {
+    fn new(args: &RunArgs, tokenizer: &'a Tokenizer) -> Self {
+        // A continuation that goes to a program is exactly what the model said.
+        let line_break = !args.raw || io::stdout().is_terminal();
+        Printer { tokenizer, object: args.json.then(Default::default), line_break }
+    }
+
+    fn piece(&mut self, piece: &str) -> io::Result<()> {
+        match &mut self.object {
+            Some((text, _)) => text.push_str(piece),
+            None => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(piece.as_bytes())?;
+                stdout.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn logprobs(&mut self, logprobs: &TokenLogprobs) -> anyhow::Result<()> {
+        let entry = |token: u32, logprob: f64| {
+            // Rows beyond the vocabulary stand for no text.
+            let text = self.tokenizer.decode(&[token], false).ok();
+            json!({"token": token, "text": text, "logprob": logprob})
+        };
+        let mut line = entry(logprobs.token, logprobs.logprob);
+        line["top"] = logprobs.top.iter().map(|(token, logprob)| entry(*token, *logprob)).collect();
+        match &mut self.object {
+            Some((_, all)) => all.push(line),
+            None => writeln!(io::stderr(), "{line}")?,
+        }
+        Ok(())
+    }
+
+    fn end(self, answer: &Generation<'_>, seed: Option<u64>) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        let Some((text, logprobs)) = self.object else {
+            if self.line_break {
+                writeln!(stdout)?;
+            }
+            return Ok(());
+        };
+        let finish_reason = match answer.finish_reason() {
+            Some(FinishReason::Stop) => "stop",
+            Some(FinishReason::Length) => "length",
+            None => "interrupted",
+        };
+        let mut object = json!({
+            "text": text,
+            "prompt_tokens": answer.prompt_len(),
+            "generated_tokens": answer.n_generated(),
+            "finish_reason": finish_reason,
+            "seed": seed,
+        });
+        if !logprobs.is_empty() {
+            object["logprobs"] = logprobs.into();
+        }
+        writeln!(stdout, "{object}")
+    }
+}
