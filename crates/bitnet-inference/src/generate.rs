@@ -303,7 +303,8 @@ mod tests {
             model.session(SessionOptions { max_seq_len: Some(30), ..Default::default() }).unwrap();
         let prompt = model.text().unwrap().encode("Once upon a time").unwrap();
         let mut answer = session.generate_from(&prompt, &GenerateOptions::default()).unwrap();
-        assert_eq!(answer.by_ref().map(|p| p.unwrap()).count(), 31 - prompt.len());
+        let pieces: Result<Vec<String>> = answer.by_ref().collect();
+        assert_eq!(pieces.unwrap().len(), 31 - prompt.len());
         assert_eq!(answer.finish_reason(), Some(FinishReason::Length));
         assert_eq!(session.tokens().len(), 30);
         let too_long = session.generate_from(&[5; 31], &GenerateOptions::default());

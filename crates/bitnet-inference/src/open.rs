@@ -70,17 +70,20 @@ impl Model {
         let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
         let pool = HybridMemoryPool::new()?;
         let precision = PrecisionManager::new(MixedPrecisionConfig::default())?;
-        // Weights are quantised with the same arithmetic, whatever mode the host's threads are in.
-        let env = bitnet_quant::fpenv::DefaultFloatEnv::enter();
-        let weights = Weights::load(source, &pool, &precision, n_threads, progress)?;
-        drop(env);
-        let (text, notice) = match source.text()? {
+        // The vocabulary of a large model takes as long as its weights.
+        let (weights, text) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| source.text());
+            let weights = Weights::load(source, &pool, &precision, n_threads, progress);
+            (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (text, notice) = match text? {
             Some(parts) => {
                 let (text, notice) = Text::new(parts, source.architecture())?;
                 (Some(text), notice)
             }
             None => (None, None),
         };
+        let weights = weights?;
         Ok(Model {
             inner: std::sync::Arc::new(Inner {
                 config: source.config().clone(),

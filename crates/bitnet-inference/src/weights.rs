@@ -1,23 +1,23 @@
 //! Weights: immutable, shared, mapped from the file where its layout is the kernels' own, packed once where it is not.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
 use bitnet_core::conversion::{ConversionConfig, ConversionEngine};
 use bitnet_core::file::Bytes;
-use bitnet_core::memory::{Buffer, HybridMemoryPool};
+use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool};
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
-use bitnet_core::{BitNetDType, BitNetTensor, Error as CoreError};
+use bitnet_core::{BitNetDType, BitNetTensor, Device, Error as CoreError};
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::layout::{self, Scales, TernaryView};
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat, i2_s};
-use bitnet_quant::reduce::MeanAbs;
-use bitnet_quant::ternary::{weight_code, weight_factor};
 
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
-
-/// Rows that are unpacked at a time.
-const UNPACK_ROWS: usize = 16;
+use crate::ternary_rows::{TernaryRows, uniform_scale};
 
 /// All weights of a model.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ pub struct LoadProgress {
 }
 
 impl Weights {
-    /// Loads every tensor that `config` calls for, with `n_threads` threads for those that have to be unpacked.
+    /// Loads every tensor that the configuration calls for, layers on `n_threads` threads.
     pub(crate) fn load(
         source: &dyn Source,
         pool: &HybridMemoryPool,
@@ -138,18 +138,12 @@ impl Weights {
     ) -> Result<Self> {
         let config = source.config();
         let engine = ConversionEngine::new(ConversionConfig::default(), pool.clone())?;
-        let loader = Loader { source, config, pool, engine, precision, n_threads };
-        let embedding = loader.dense(Role::Embedding)?;
-        let mut layers = Vec::with_capacity(config.n_layers);
-        for l in 0..config.n_layers {
-            layers.push(loader.layer(l)?);
-            progress(LoadProgress { done: l + 1, total: config.n_layers });
-        }
+        let loader = Loader { source, config, pool, engine, precision };
         Ok(Weights {
-            embedding: embedding.ok_or_else(|| loader.missing(Role::Embedding))?,
-            layers,
+            embedding: loader.dense(Role::Embedding)?.ok_or_else(|| loader.missing(Role::Embedding))?,
             output_norm: loader.norm(Role::OutputNorm, config.dim, config.norm_eps)?,
             head: loader.dense(Role::Head)?,
+            layers: loader.layers(n_threads, progress)?,
             inverse_frequencies: config.inverse_frequencies(),
         })
     }
@@ -166,10 +160,44 @@ struct Loader<'a> {
     pool: &'a HybridMemoryPool,
     engine: ConversionEngine,
     precision: &'a PrecisionManager,
-    n_threads: usize,
 }
 
 impl Loader<'_> {
+    /// Every layer; the error is that of the lowest layer that has one.
+    fn layers(&self, n_threads: usize, progress: &mut dyn FnMut(LoadProgress)) -> Result<Vec<Layer>> {
+        let total = self.config.n_layers;
+        let next = AtomicUsize::new(0);
+        let (sender, receiver) = mpsc::channel();
+        let mut layers: Vec<(usize, Result<Layer>)> = Vec::with_capacity(total);
+        std::thread::scope(|scope| {
+            for _ in 0..n_threads.min(total) {
+                let (next, sender) = (&next, sender.clone());
+                scope.spawn(move || {
+                    // A new thread inherits the mode of the host's; weights are quantised in the default one.
+                    let _env = DefaultFloatEnv::enter();
+                    let mut failed = false;
+                    while !failed {
+                        let l = next.fetch_add(1, Ordering::Relaxed);
+                        if l >= total {
+                            break;
+                        }
+                        let layer = self.layer(l);
+                        failed = layer.is_err();
+                        // The receiver outlives this scope.
+                        let _ = sender.send((l, layer));
+                    }
+                });
+            }
+            drop(sender);
+            for layer in receiver {
+                layers.push(layer);
+                progress(LoadProgress { done: layers.len(), total });
+            }
+        });
+        layers.sort_unstable_by_key(|(l, _)| *l);
+        layers.into_iter().map(|(_, layer)| layer).collect()
+    }
+
     fn layer(&self, l: usize) -> Result<Layer> {
         let c = self.config;
         let role = |part| Role::Layer(l, part);
@@ -197,7 +225,7 @@ impl Loader<'_> {
 
     fn norm(&self, role: Role, n: usize, eps: f32) -> Result<Norm> {
         let stored = self.source.tensor(role)?.ok_or_else(|| self.missing(role))?;
-        self.check_shape(&stored, 1, n)?;
+        stored.check_shape(1, n, self.source.path())?;
         let StoredData::Dense(format, bytes) = &stored.data else {
             return Err(self.bad(&stored, "is ternary, but norms are not").into());
         };
@@ -226,7 +254,7 @@ impl Loader<'_> {
 
     fn dense(&self, role: Role) -> Result<Option<Dense>> {
         let Some(stored) = self.source.tensor(role)? else { return Ok(None) };
-        self.check_shape(&stored, self.config.vocab_size, self.config.dim)?;
+        stored.check_shape(self.config.vocab_size, self.config.dim, self.source.path())?;
         match &stored.data {
             StoredData::Dense(format, bytes) => self.dense_matrix(&stored, *format, bytes).map(Some),
             _ => Err(self.bad(&stored, "is ternary, but embeddings and heads are not").into()),
@@ -234,20 +262,15 @@ impl Loader<'_> {
     }
 
     fn dense_matrix(&self, stored: &StoredTensor, format: DenseFormat, bytes: &Bytes) -> Result<Dense> {
-        let (rows, cols) = (stored.rows, stored.cols);
-        let size = format.row_bytes(cols).and_then(|row| row.checked_mul(rows));
-        if size != Some(bytes.len()) {
-            let problem =
-                format!("has {} bytes, which is not {rows} rows of {cols} {format} values", bytes.len());
-            return Err(self.bad(stored, problem).into());
-        }
+        let StoredTensor { rows, cols, .. } = *stored;
+        stored.check_dense_size(format, bytes.len(), self.source.path())?;
         Ok(Dense { bytes: bytes.clone(), format, rows, cols })
     }
 
     fn linear(&self, l: usize, proj: Proj, rows: usize, cols: usize) -> Result<Linear> {
         let role = Role::Layer(l, Part::Proj(proj));
         let stored = self.source.tensor(role)?.ok_or_else(|| self.missing(role))?;
-        self.check_shape(&stored, rows, cols)?;
+        stored.check_shape(rows, cols, self.source.path())?;
         let input_norm = match self.config.input_norm_eps {
             Some(eps) => Some(self.norm(Role::Layer(l, Part::InputNorm(proj)), cols, eps)?),
             None => None,
@@ -265,19 +288,15 @@ impl Loader<'_> {
                 }
                 Matrix::Dense(self.dense_matrix(&stored, *format, bytes)?)
             }
-            StoredData::Master(format, bytes) => {
-                let dense = self.dense_matrix(&stored, *format, bytes)?;
-                Matrix::BitLinear(self.quantize(&dense)?)
-            }
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
             {
                 Matrix::BitLinear(self.map_i2_s(&stored, bytes, *scale)?)
             }
-            StoredData::Ternary { format, bytes, scale } => {
-                let ternary = self.unpack(&stored, *format, bytes, *scale)?;
+            StoredData::Ternary { .. } | StoredData::Master(..) => {
+                let ternary = self.pack(&stored, TernaryRows::new(&stored, self.source.path())?)?;
                 // Q2_0 is the format of a family without an activation quantiser.
-                if *format == TernaryFormat::Q2_0 {
+                if matches!(stored.data, StoredData::Ternary { format: TernaryFormat::Q2_0, .. }) {
                     Matrix::TernaryF32(ternary)
                 } else {
                     Matrix::BitLinear(ternary)
@@ -307,123 +326,40 @@ impl Loader<'_> {
         Ok(Ternary { codes, scales: OwnedScales::Tensor(own_scale * scale), rows, cols })
     }
 
-    /// Any packing: rows are unpacked and packed again in the kernels' layout.
-    fn unpack(
-        &self,
-        stored: &StoredTensor,
-        format: TernaryFormat,
-        bytes: &Bytes,
-        scale: f32,
-    ) -> Result<Ternary> {
-        let (rows, cols) = (stored.rows, stored.cols);
-        let blocks = format.block().map_or(0, |block| cols / block);
-        let mut d = self.pool.buffer::<f32>(rows * blocks)?;
-        let unpack_row = |r: usize, codes: &mut [u8], d: &mut [f32]| {
-            let r = stored.row_order.file_row(r);
-            format.unpack_rows(bytes, rows, cols, r..r + 1, codes, d)?;
-            for (codes, d) in codes.chunks_mut(cols / blocks.max(1)).zip(d) {
-                // Without weight, a block says nothing about the scale of the others.
-                if *d == 0.0 {
-                    codes.fill(1);
-                }
-            }
-            Ok(())
-        };
-        let codes =
-            self.pack_rows(rows, cols, blocks, &mut d, unpack_row).map_err(|e: PackRowsError| match e {
-                PackRowsError::Pack(e) => self.bad(stored, e.to_string()).into(),
-                PackRowsError::Memory(e) => crate::Error::from(e),
-            })?;
-        let uniform = uniform_scale(&d);
-        let scales = match (format.block(), uniform) {
+    /// Any other form: rows of codes are packed in the kernels' layout.
+    fn pack(&self, stored: &StoredTensor, mut rows: TernaryRows<'_>) -> Result<Ternary> {
+        let n_blocks = rows.n_blocks();
+        let mut d = self.pool.buffer::<f32>(stored.rows * n_blocks)?;
+        let codes = self.pack_rows(stored.rows, stored.cols, |r, codes| {
+            Ok(rows.read(r, codes, &mut d[r * n_blocks..(r + 1) * n_blocks])?)
+        })?;
+        let scale = rows.scale();
+        let scales = match (rows.block(), uniform_scale(&d)) {
             (Some(_), Some(d)) => OwnedScales::Tensor(d * scale),
             (Some(block), None) => {
                 d.iter_mut().for_each(|d| *d *= scale);
                 OwnedScales::Blocks { d, block }
             }
-            (None, _) => OwnedScales::Tensor(format.tensor_scale(bytes, rows, cols).unwrap_or(1.0) * scale),
+            (None, _) => OwnedScales::Tensor(scale),
         };
-        Ok(Ternary { codes, scales, rows, cols })
+        Ok(Ternary { codes, scales, rows: stored.rows, cols: stored.cols })
     }
 
-    /// Absmean quantisation of master weights (Ma et al., 2024): `s = 1 / max(mean|W|, 1e-5)`, scale `1 / s`.
-    fn quantize(&self, dense: &Dense) -> Result<Ternary> {
-        let (rows, cols) = (dense.rows, dense.cols);
-        let view = dense.view();
-        let mut mean = MeanAbs::default();
-        let mut row = vec![0.0; cols];
-        for r in 0..rows {
-            view.row(r, &mut row);
-            mean.push(&row);
-        }
-        let s = weight_factor(mean.finish());
-        let code_row = |r: usize, codes: &mut [u8], _: &mut [f32]| {
-            let mut row = vec![0.0; cols];
-            view.row(r, &mut row);
-            for (code, w) in codes.iter_mut().zip(row) {
-                *code = weight_code(w, s);
-            }
-            Ok(())
-        };
-        let codes = self.pack_rows(rows, cols, 0, &mut [], code_row).map_err(|e| match e {
-            PackRowsError::Memory(e) => e,
-            PackRowsError::Pack(e) => CoreError::Unavailable { reason: e.to_string() },
-        })?;
-        Ok(Ternary { codes, scales: OwnedScales::Tensor(1.0 / s), rows, cols })
-    }
-
-    /// Packs rows of codes, which `fill(row, codes, scales)` gives, on all threads.
+    /// Packs rows of codes, which `fill(row, codes)` gives.
     fn pack_rows(
         &self,
         rows: usize,
         cols: usize,
-        blocks: usize,
-        d: &mut [f32],
-        fill: impl Fn(usize, &mut [u8], &mut [f32]) -> std::result::Result<(), bitnet_quant::packing::PackError>
-        + Sync,
-    ) -> std::result::Result<BitNetTensor, PackRowsError> {
+        mut fill: impl FnMut(usize, &mut [u8]) -> Result<()>,
+    ) -> Result<BitNetTensor> {
         let row_bytes = layout::row_bytes(cols);
-        let mut packed = self.pool.allocate(
-            rows * row_bytes,
-            bitnet_core::memory::ALIGNMENT,
-            &bitnet_core::Device::Cpu,
-        )?;
-        let share = rows.div_ceil(self.n_threads).next_multiple_of(UNPACK_ROWS);
-        let mut d_shares = d.chunks_mut((share * blocks).max(1));
-        std::thread::scope(|scope| {
-            let mut workers = Vec::new();
-            for (i, packed) in packed.as_mut_slice().chunks_mut(share * row_bytes).enumerate() {
-                let d = d_shares.next().unwrap_or_default();
-                let fill = &fill;
-                workers.push(scope.spawn(move || {
-                    let mut codes = vec![0; cols];
-                    for (j, packed) in packed.chunks_exact_mut(row_bytes).enumerate() {
-                        fill(i * share + j, &mut codes, &mut d[j * blocks..(j + 1) * blocks])?;
-                        layout::pack_row(&codes, packed);
-                    }
-                    Ok(())
-                }));
-            }
-            for worker in workers {
-                match worker.join() {
-                    Ok(result) => result.map_err(PackRowsError::Pack)?,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok::<(), PackRowsError>(())
-        })?;
-        Ok(BitNetTensor::from_handle(packed, &[rows, layout::padded_cols(cols)], BitNetDType::BitNet158)?)
-    }
-
-    fn check_shape(&self, stored: &StoredTensor, rows: usize, cols: usize) -> Result<()> {
-        if (stored.rows, stored.cols) == (rows, cols) {
-            return Ok(());
+        let mut packed = self.pool.allocate(rows * row_bytes, ALIGNMENT, &Device::Cpu)?;
+        let mut codes = vec![0; cols];
+        for (r, packed) in packed.as_mut_slice().chunks_exact_mut(row_bytes).enumerate() {
+            fill(r, &mut codes)?;
+            layout::pack_row(&codes, packed);
         }
-        let problem = format!(
-            "has the shape [{}, {}], but the configuration calls for [{rows}, {cols}]",
-            stored.rows, stored.cols
-        );
-        Err(self.bad(stored, problem).into())
+        Ok(BitNetTensor::from_handle(packed, &[rows, layout::padded_cols(cols)], BitNetDType::BitNet158)?)
     }
 
     fn bad(&self, stored: &StoredTensor, problem: impl Into<String>) -> CoreError {
@@ -437,22 +373,4 @@ impl Loader<'_> {
         };
         CoreError::MissingTensor { path: self.source.path().into(), name: format!("{name}.weight") }.into()
     }
-}
-
-enum PackRowsError {
-    Pack(bitnet_quant::packing::PackError),
-    Memory(CoreError),
-}
-
-impl From<CoreError> for PackRowsError {
-    fn from(e: CoreError) -> Self {
-        PackRowsError::Memory(e)
-    }
-}
-
-/// The scale that all blocks share, those without weight aside.
-fn uniform_scale(d: &[f32]) -> Option<f32> {
-    let mut with_weight = d.iter().copied().filter(|d| *d != 0.0);
-    let Some(first) = with_weight.next() else { return d.first().copied() };
-    with_weight.all(|d| d == first).then_some(first)
 }
