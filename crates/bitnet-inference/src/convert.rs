@@ -64,7 +64,8 @@ pub fn convert(
     // Weights are quantised with the same arithmetic, whatever mode the host's thread is in.
     let _env = DefaultFloatEnv::enter();
     let tensors = Tensors::plan(source, options, gguf)?;
-    notices.extend(tensors.notice());
+    notices.extend(metadata::notice(config, options.format));
+    notices.extend(tensors.notices());
     notices.extend(left_out(&source.unused_tensors()));
     let scale_error = tensors.write(path, progress)?;
     Ok(ConvertReport { architecture: metadata::architecture(config, options.format), scale_error, notices })

@@ -107,6 +107,8 @@ fn every_family_that_gguf_knows_keeps_its_logits() {
         let (path, report) = output.convert(&*source, &to(I2_S)).unwrap();
         assert_eq!((report.architecture, report.scale_error), (architecture, 0.0), "{name}");
         assert_same_logits(&*source, &path);
+        let separate_head = report.notices.iter().any(|notice| notice.contains("head of its own"));
+        assert_eq!(separate_head, name == "bitnet-offline", "{name}");
         let refused = output.convert(&*source, &to(TernaryFormat::Tq2_0)).unwrap_err();
         assert!(refused.contains("multiple of 256; i2_s can hold it"), "{refused}");
     }
@@ -129,6 +131,7 @@ fn stories_keeps_its_logits_in_every_type_and_from_type_to_type() {
         let (path, report) = output.convert(&stories, &to(format)).unwrap();
         let architecture = if format == I2_S { "bitnet-b1.58" } else { "bitnet" };
         assert_eq!((report.architecture, report.scale_error), (architecture, 0.0));
+        assert_eq!(report.notices.iter().any(|n| n.contains("compute SiLU")), format != I2_S);
         assert_same_logits(&stories, &path);
         std::fs::rename(&path, &step).unwrap();
         for format in FORMATS {

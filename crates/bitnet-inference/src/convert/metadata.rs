@@ -84,10 +84,24 @@ pub(crate) fn set_config(
         writer.set(format!("{arch}.rope.scaling.type"), "linear");
         writer.set(format!("{arch}.rope.scaling.factor"), factor);
     }
-    if arch == "bitnet" && config.activation == Activation::Relu2 {
+    if is_marked_relu2(config, arch) {
         writer.set("bitnet.hidden_act", "relu2");
     }
     Ok(())
+}
+
+/// What the user should know about the choice of the architecture's name.
+pub(crate) fn notice(config: &ModelConfig, format: TernaryFormat) -> Option<String> {
+    let is_marked = is_marked_relu2(config, architecture(config, format));
+    is_marked.then(|| {
+        "the activation relu2 is in the key bitnet.hidden_act; engines that do not read it compute SiLU"
+            .into()
+    })
+}
+
+/// Whether the name of the architecture stands for another activation than the model's, so that a key must say it.
+fn is_marked_relu2(config: &ModelConfig, arch: &str) -> bool {
+    arch == "bitnet" && config.activation == Activation::Relu2
 }
 
 /// Refuses what no key or tensor of the architecture says, and what readers would therefore compute differently.

@@ -20,6 +20,7 @@ pub(super) struct Tensors<'a> {
     source: &'a dyn Source,
     output: TernaryOutput,
     n_dense_projections: usize,
+    has_head: bool,
     file: ModelWriter<Content>,
 }
 
@@ -50,6 +51,7 @@ impl<'a> Tensors<'a> {
                 scale_beside: metadata::has_scale_beside(config, options.format),
             },
             n_dense_projections: 0,
+            has_head: false,
             file: ModelWriter::new(gguf),
         };
         if let Some(factors) = metadata::rope_factors(config) {
@@ -62,6 +64,7 @@ impl<'a> Tensors<'a> {
             match source.tensor(role)? {
                 Some(stored) => {
                     stored.check_shape(rows, cols, source.path())?;
+                    tensors.has_head |= role == Role::Head;
                     tensors.add(role, stored, options.embedding)?;
                 }
                 None if role == Role::Head => {}
@@ -135,9 +138,16 @@ impl<'a> Tensors<'a> {
     }
 
     /// What the user should know about the tensors.
-    pub(super) fn notice(&self) -> Option<String> {
+    pub(super) fn notices(&self) -> Vec<String> {
+        let mut notices = Vec::new();
         let n = self.n_dense_projections;
-        (n > 0).then(|| format!("{n} projections are dense and stay as they are"))
+        if n > 0 {
+            notices.push(format!("{n} projections are dense and stay as they are"));
+        }
+        if self.has_head && self.source.config().architecture == Architecture::BitNet {
+            notices.push("the model has a head of its own; some engines take the embedding instead".into());
+        }
+        notices
     }
 
     /// Writes the file; the result is the largest relative error of a scale.
