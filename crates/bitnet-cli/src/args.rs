@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::completions::CompletionsArgs;
+use crate::convert::ConvertArgs;
 use crate::logits::LogitsArgs;
 use crate::run::RunArgs;
 use crate::synth::SynthArgs;
@@ -30,6 +31,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Logits(LogitsArgs),
     Tokenize(TokenizeArgs),
+    Convert(ConvertArgs),
     Synth(SynthArgs),
     Completions(CompletionsArgs),
 }

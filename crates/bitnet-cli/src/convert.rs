@@ -1,14 +1,62 @@
 //! `bitnet convert`: any readable model as a GGUF file, and what `bitnet synth` shares with it.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bitnet_inference::convert::WriteProgress;
+use bitnet_inference::convert::{self, ConvertOptions, WriteProgress};
+use bitnet_inference::source;
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 /// Less often than the eye can follow, and never for work that is done at once.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Convert any readable model to a GGUF file.
+///
+/// The result computes the same logits bit for bit where its format holds the scales, which is said otherwise. A model
+/// is never in memory as a whole. What GGUF cannot express is refused.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  bitnet convert --input bitnet-b1.58-2B-4T --output 2b.gguf
+  bitnet convert --input 2b.gguf --type tq1_0 --embedding q8_0 --output 2b-small.gguf")]
+pub(crate) struct ConvertArgs {
+    /// A GGUF file, a safetensors file, or a folder with safetensors and a config.json.
+    #[arg(long, short, value_name = "PATH")]
+    input: PathBuf,
+    /// The file to write; it appears when it is complete.
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// The format of the ternary layers.
+    #[arg(long = "type", value_name = "TYPE", default_value = "i2_s")]
+    layer_type: LayerType,
+    /// The format of the embedding and the head; as in the input when not given.
+    #[arg(long, value_name = "TYPE")]
+    embedding: Option<DenseType>,
+    /// The byte order of I2_S tensors in the input: block128, block64 or row4.
+    #[arg(long, value_name = "LAYOUT", default_value_t)]
+    i2s_layout: I2sLayout,
+}
+
+/// Writes the model, and says on standard error what is not as in the input.
+pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
+    let source = source::open(&args.input, args.i2s_layout)?;
+    let options =
+        ConvertOptions { format: args.layer_type.format(), embedding: args.embedding.map(DenseType::format) };
+    let mut line = ProgressLine::new("writing");
+    let report = convert::convert(&*source, &args.output, &options, &mut |progress| line.show(progress))?;
+    drop(line);
+    for notice in &report.notices {
+        eprintln!("note: {notice}");
+    }
+    if report.scale_error > 0.0 {
+        eprintln!(
+            "note: {} keeps scales as f16 in the architecture {}; they are off by up to {:.2e} of themselves",
+            options.format, report.architecture, report.scale_error
+        );
+    }
+    Ok(())
+}
 
 /// Formats of ternary layers that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

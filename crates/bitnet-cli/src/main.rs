@@ -42,6 +42,7 @@ fn dispatch(command: &Command) -> anyhow::Result<()> {
         Command::Run(args) => run::run(args),
         Command::Logits(args) => logits::logits(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
+        Command::Convert(args) => convert::convert(args),
         Command::Synth(args) => synth::synth(args),
         Command::Completions(args) => completions::completions(args),
     }

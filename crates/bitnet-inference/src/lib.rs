@@ -28,6 +28,7 @@ mod session;
 pub mod source;
 mod state;
 pub mod synth;
+mod ternary_rows;
 mod text;
 mod weights;
 

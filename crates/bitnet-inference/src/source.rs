@@ -38,6 +38,36 @@ pub struct StoredTensor {
     pub row_order: RowOrder,
 }
 
+impl StoredTensor {
+    /// Whether the tensor has the shape that the configuration calls for; `path` is named when it has not.
+    pub(crate) fn check_shape(&self, rows: usize, cols: usize, path: &Path) -> CoreResult<()> {
+        if (self.rows, self.cols) == (rows, cols) {
+            return Ok(());
+        }
+        let problem = format!(
+            "has the shape [{}, {}], but the configuration calls for [{rows}, {cols}]",
+            self.rows, self.cols
+        );
+        Err(CoreError::bad_tensor(path, &self.name, problem))
+    }
+
+    /// Whether a dense tensor has as many bytes as its shape calls for.
+    pub(crate) fn check_dense_size(
+        &self,
+        format: DenseFormat,
+        n_bytes: usize,
+        path: &Path,
+    ) -> CoreResult<()> {
+        let (rows, cols) = (self.rows, self.cols);
+        let size = format.row_bytes(cols).and_then(|row| row.checked_mul(rows));
+        if size == Some(n_bytes) {
+            return Ok(());
+        }
+        let problem = format!("has {n_bytes} bytes, which is not {rows} rows of {cols} {format} values");
+        Err(CoreError::bad_tensor(path, &self.name, problem))
+    }
+}
+
 /// Bytes of a tensor and what they mean.
 #[derive(Debug, Clone)]
 pub enum StoredData {
@@ -95,6 +125,17 @@ impl RowOrder {
                 let (head, i) = (r / head_dim, r % head_dim);
                 let half = head_dim / 2;
                 head * head_dim + 2 * (i % half) + i / half
+            }
+        }
+    }
+
+    /// The row of the engine's order that row `r` of the file holds.
+    pub(crate) fn engine_row(self, r: usize) -> usize {
+        match self {
+            RowOrder::Halves => r,
+            RowOrder::Interleaved { head_dim } => {
+                let (head, j) = (r / head_dim, r % head_dim);
+                head * head_dim + j / 2 + j % 2 * (head_dim / 2)
             }
         }
     }
@@ -160,5 +201,7 @@ mod tests {
         let order = RowOrder::Interleaved { head_dim: 4 };
         // A file written from halves (a0 a1 b0 b1) has a0 b0 a1 b1.
         assert_eq!([0, 1, 2, 3, 4].map(|r| order.file_row(r)), [0, 2, 1, 3, 4]);
+        let order = RowOrder::Interleaved { head_dim: 10 };
+        assert!((0..30).all(|r| order.engine_row(order.file_row(r)) == r));
     }
 }

@@ -156,8 +156,8 @@ pub fn write(path: &Path, options: &SynthOptions, progress: &mut dyn FnMut(Write
 
     let scale_beside = metadata::has_scale_beside(&config, *format);
     let mut file = ModelWriter::new(gguf);
-    for role in Role::all(config.n_layers) {
-        let Some((rows, cols)) = shape_of(role, &config) else { continue };
+    for role in Role::all(config.n_layers).into_iter().filter(|role| *role != Role::Head) {
+        let Some((rows, cols)) = role.shape(&config) else { continue };
         let (stem, weight) = (role.gguf_name(), format!("{}.weight", role.gguf_name()));
         match role {
             Role::Embedding => {
@@ -251,28 +251,6 @@ fn scale(proj: Proj, cols: usize, n_layers: usize) -> f32 {
     1.0 / (VARIANCE * cols as f32 * n_shares as f32).sqrt()
 }
 
-/// Rows and columns of a tensor; `None` where the model has none of the role.
-fn shape_of(role: Role, c: &ModelConfig) -> Option<(usize, usize)> {
-    let part = match role {
-        Role::Embedding => return Some((c.vocab_size, c.dim)),
-        Role::OutputNorm => return Some((1, c.dim)),
-        Role::Head => return None,
-        Role::Layer(_, part) => part,
-    };
-    Some(match part {
-        Part::AttnNorm | Part::FfnNorm => (1, c.dim),
-        Part::QNorm | Part::KNorm if c.architecture == Architecture::Qwen3 => (1, c.head_dim),
-        Part::AttnSubNorm if c.architecture == Architecture::BitNet => (1, c.q_dim()),
-        Part::FfnSubNorm if c.architecture == Architecture::BitNet => (1, c.ffn_dim),
-        Part::Proj(Proj::Q) => (c.q_dim(), c.dim),
-        Part::Proj(Proj::K | Proj::V) => (c.kv_dim(), c.dim),
-        Part::Proj(Proj::O) => (c.dim, c.q_dim()),
-        Part::Proj(Proj::Gate | Proj::Up) => (c.ffn_dim, c.dim),
-        Part::Proj(Proj::Down) => (c.dim, c.ffn_dim),
-        Part::QNorm | Part::KNorm | Part::AttnSubNorm | Part::FfnSubNorm | Part::InputNorm(_) => return None,
-    })
-}
-
 /// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014): a counter and a
 /// finaliser, so that every tensor has a stream of its own.
 struct Random(u64);
@@ -351,7 +329,7 @@ mod tests {
             for (rows, cols) in Role::all(1)
                 .into_iter()
                 .filter(|role| matches!(role, Role::Layer(_, Part::Proj(_))))
-                .filter_map(|role| shape_of(role, &config))
+                .filter_map(|role| role.shape(&config))
             {
                 TernaryFormat::I2s(I2sLayout::Block128).check_shape(rows, cols).unwrap();
             }

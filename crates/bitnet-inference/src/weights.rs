@@ -13,12 +13,11 @@ use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::layout::{self, Scales, TernaryView};
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat, i2_s};
-use bitnet_quant::reduce::MeanAbs;
-use bitnet_quant::ternary::{weight_code, weight_factor};
 
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
+use crate::ternary_rows::{TernaryRows, uniform_scale};
 
 /// All weights of a model.
 #[derive(Debug)]
@@ -226,7 +225,7 @@ impl Loader<'_> {
 
     fn norm(&self, role: Role, n: usize, eps: f32) -> Result<Norm> {
         let stored = self.source.tensor(role)?.ok_or_else(|| self.missing(role))?;
-        self.check_shape(&stored, 1, n)?;
+        stored.check_shape(1, n, self.source.path())?;
         let StoredData::Dense(format, bytes) = &stored.data else {
             return Err(self.bad(&stored, "is ternary, but norms are not").into());
         };
@@ -255,7 +254,7 @@ impl Loader<'_> {
 
     fn dense(&self, role: Role) -> Result<Option<Dense>> {
         let Some(stored) = self.source.tensor(role)? else { return Ok(None) };
-        self.check_shape(&stored, self.config.vocab_size, self.config.dim)?;
+        stored.check_shape(self.config.vocab_size, self.config.dim, self.source.path())?;
         match &stored.data {
             StoredData::Dense(format, bytes) => self.dense_matrix(&stored, *format, bytes).map(Some),
             _ => Err(self.bad(&stored, "is ternary, but embeddings and heads are not").into()),
@@ -263,20 +262,15 @@ impl Loader<'_> {
     }
 
     fn dense_matrix(&self, stored: &StoredTensor, format: DenseFormat, bytes: &Bytes) -> Result<Dense> {
-        let (rows, cols) = (stored.rows, stored.cols);
-        let size = format.row_bytes(cols).and_then(|row| row.checked_mul(rows));
-        if size != Some(bytes.len()) {
-            let problem =
-                format!("has {} bytes, which is not {rows} rows of {cols} {format} values", bytes.len());
-            return Err(self.bad(stored, problem).into());
-        }
+        let StoredTensor { rows, cols, .. } = *stored;
+        stored.check_dense_size(format, bytes.len(), self.source.path())?;
         Ok(Dense { bytes: bytes.clone(), format, rows, cols })
     }
 
     fn linear(&self, l: usize, proj: Proj, rows: usize, cols: usize) -> Result<Linear> {
         let role = Role::Layer(l, Part::Proj(proj));
         let stored = self.source.tensor(role)?.ok_or_else(|| self.missing(role))?;
-        self.check_shape(&stored, rows, cols)?;
+        stored.check_shape(rows, cols, self.source.path())?;
         let input_norm = match self.config.input_norm_eps {
             Some(eps) => Some(self.norm(Role::Layer(l, Part::InputNorm(proj)), cols, eps)?),
             None => None,
@@ -294,19 +288,15 @@ impl Loader<'_> {
                 }
                 Matrix::Dense(self.dense_matrix(&stored, *format, bytes)?)
             }
-            StoredData::Master(format, bytes) => {
-                let dense = self.dense_matrix(&stored, *format, bytes)?;
-                Matrix::BitLinear(self.quantize(&stored, &dense)?)
-            }
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
             {
                 Matrix::BitLinear(self.map_i2_s(&stored, bytes, *scale)?)
             }
-            StoredData::Ternary { format, bytes, scale } => {
-                let ternary = self.unpack(&stored, *format, bytes, *scale)?;
+            StoredData::Ternary { .. } | StoredData::Master(..) => {
+                let ternary = self.pack(&stored, TernaryRows::new(&stored, self.source.path())?)?;
                 // Q2_0 is the format of a family without an activation quantiser.
-                if *format == TernaryFormat::Q2_0 {
+                if matches!(stored.data, StoredData::Ternary { format: TernaryFormat::Q2_0, .. }) {
                     Matrix::TernaryF32(ternary)
                 } else {
                     Matrix::BitLinear(ternary)
@@ -336,64 +326,23 @@ impl Loader<'_> {
         Ok(Ternary { codes, scales: OwnedScales::Tensor(own_scale * scale), rows, cols })
     }
 
-    /// Any packing: rows are unpacked and packed again in the kernels' layout.
-    fn unpack(
-        &self,
-        stored: &StoredTensor,
-        format: TernaryFormat,
-        bytes: &Bytes,
-        scale: f32,
-    ) -> Result<Ternary> {
-        let (rows, cols) = (stored.rows, stored.cols);
-        let blocks = format.block().map_or(0, |block| cols / block);
-        let mut d = self.pool.buffer::<f32>(rows * blocks)?;
-        let codes = self.pack_rows(rows, cols, |r, codes| {
-            let d = &mut d[r * blocks..(r + 1) * blocks];
-            let file_row = stored.row_order.file_row(r);
-            format
-                .unpack_rows(bytes, rows, cols, file_row..file_row + 1, codes, d)
-                .map_err(|e| self.bad(stored, e.to_string()))?;
-            // Without weight, a block says nothing about the scale of the others.
-            for (codes, _) in codes.chunks_mut(cols / blocks.max(1)).zip(d).filter(|(_, d)| **d == 0.0) {
-                codes.fill(1);
-            }
-            Ok(())
+    /// Any other form: rows of codes are packed in the kernels' layout.
+    fn pack(&self, stored: &StoredTensor, mut rows: TernaryRows<'_>) -> Result<Ternary> {
+        let n_blocks = rows.n_blocks();
+        let mut d = self.pool.buffer::<f32>(stored.rows * n_blocks)?;
+        let codes = self.pack_rows(stored.rows, stored.cols, |r, codes| {
+            Ok(rows.read(r, codes, &mut d[r * n_blocks..(r + 1) * n_blocks])?)
         })?;
-        let scales = match (format.block(), uniform_scale(&d)) {
+        let scale = rows.scale();
+        let scales = match (rows.block(), uniform_scale(&d)) {
             (Some(_), Some(d)) => OwnedScales::Tensor(d * scale),
             (Some(block), None) => {
                 d.iter_mut().for_each(|d| *d *= scale);
                 OwnedScales::Blocks { d, block }
             }
-            (None, _) => OwnedScales::Tensor(format.tensor_scale(bytes, rows, cols).unwrap_or(1.0) * scale),
+            (None, _) => OwnedScales::Tensor(scale),
         };
-        Ok(Ternary { codes, scales, rows, cols })
-    }
-
-    /// Absmean quantisation of master weights (Ma et al., 2024): `s = 1 / max(mean|W|, 1e-5)`, scale `1 / s`.
-    fn quantize(&self, stored: &StoredTensor, dense: &Dense) -> Result<Ternary> {
-        let (rows, cols) = (dense.rows, dense.cols);
-        let view = dense.view();
-        let mut row = vec![0.0; cols];
-        let mut mean = MeanAbs::default();
-        for r in 0..rows {
-            view.row(r, &mut row);
-            mean.push(&row);
-        }
-        let mean = mean.finish();
-        if !mean.is_finite() {
-            let problem = "holds an infinity or NaN, or values too large for their mean";
-            return Err(self.bad(stored, problem).into());
-        }
-        let s = weight_factor(mean);
-        let codes = self.pack_rows(rows, cols, |r, codes| {
-            view.row(r, &mut row);
-            for (code, w) in codes.iter_mut().zip(&row) {
-                *code = weight_code(*w, s);
-            }
-            Ok(())
-        })?;
-        Ok(Ternary { codes, scales: OwnedScales::Tensor(1.0 / s), rows, cols })
+        Ok(Ternary { codes, scales, rows: stored.rows, cols: stored.cols })
     }
 
     /// Packs rows of codes, which `fill(row, codes)` gives.
@@ -413,17 +362,6 @@ impl Loader<'_> {
         Ok(BitNetTensor::from_handle(packed, &[rows, layout::padded_cols(cols)], BitNetDType::BitNet158)?)
     }
 
-    fn check_shape(&self, stored: &StoredTensor, rows: usize, cols: usize) -> Result<()> {
-        if (stored.rows, stored.cols) == (rows, cols) {
-            return Ok(());
-        }
-        let problem = format!(
-            "has the shape [{}, {}], but the configuration calls for [{rows}, {cols}]",
-            stored.rows, stored.cols
-        );
-        Err(self.bad(stored, problem).into())
-    }
-
     fn bad(&self, stored: &StoredTensor, problem: impl Into<String>) -> CoreError {
         CoreError::bad_tensor(self.source.path(), &stored.name, problem)
     }
@@ -435,11 +373,4 @@ impl Loader<'_> {
         };
         CoreError::MissingTensor { path: self.source.path().into(), name: format!("{name}.weight") }.into()
     }
-}
-
-/// The scale that all blocks share, those without weight aside.
-fn uniform_scale(d: &[f32]) -> Option<f32> {
-    let mut with_weight = d.iter().copied().filter(|d| *d != 0.0);
-    let Some(first) = with_weight.next() else { return d.first().copied() };
-    with_weight.all(|d| d == first).then_some(first)
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
 mod common;
+mod convert;
 mod equality;
 mod goldens;
 mod non_finite;

@@ -61,6 +61,7 @@ pub(crate) fn set_config(
         writer.set("general.file_type", file_type);
     }
 
+    check_expressible(config, arch, path)?;
     let rope_theta = config.rope_theta as f32;
     if f64::from(rope_theta) != config.rope_theta {
         let hint = "GGUF keeps the base of the rotary frequencies in single precision";
@@ -83,15 +84,77 @@ pub(crate) fn set_config(
         writer.set(format!("{arch}.rope.scaling.type"), "linear");
         writer.set(format!("{arch}.rope.scaling.factor"), factor);
     }
-    match (arch, config.activation) {
-        ("bitnet", Activation::Relu2) => writer.set("bitnet.hidden_act", "relu2"),
-        ("bitnet-b1.58", _) | (_, Activation::Silu) => {}
-        (_, Activation::Relu2) => {
-            let what = format!("the activation relu2 in the architecture {arch}");
-            return Err(unsupported(path, what, "GGUF has no key for it; readers would compute SiLU"));
-        }
+    if is_marked_relu2(config, arch) {
+        writer.set("bitnet.hidden_act", "relu2");
     }
     Ok(())
+}
+
+/// What the user should know about the choice of the architecture's name.
+pub(crate) fn notice(config: &ModelConfig, format: TernaryFormat) -> Option<String> {
+    let is_marked = is_marked_relu2(config, architecture(config, format));
+    is_marked.then(|| {
+        "the activation relu2 is in the key bitnet.hidden_act; engines that do not read it compute SiLU"
+            .into()
+    })
+}
+
+/// Whether the name of the architecture stands for another activation than the model's, so that a key must say it.
+fn is_marked_relu2(config: &ModelConfig, arch: &str) -> bool {
+    arch == "bitnet" && config.activation == Activation::Relu2
+}
+
+/// Refuses what no key or tensor of the architecture says, and what readers would therefore compute differently.
+fn check_expressible(config: &ModelConfig, arch: &str, path: &Path) -> Result<()> {
+    let keep = "GGUF cannot say it for this architecture; use the model as it is";
+    if config.architecture != Architecture::BitNet && config.activation == Activation::Relu2 {
+        return Err(unsupported(
+            path,
+            format!("converting the activation relu2 of the architecture {arch}"),
+            keep,
+        ));
+    }
+    let has_rope_factors = !matches!(config.rope_scaling, RopeScaling::None | RopeScaling::Linear { .. });
+    if config.architecture != Architecture::Llama && has_rope_factors {
+        let what =
+            format!("converting rotary frequencies that are stretched one by one in the architecture {arch}");
+        return Err(unsupported(path, what, keep));
+    }
+    match config.input_norm_eps {
+        Some(eps) if config.architecture == Architecture::Qwen3 && eps != config.norm_eps => {
+            let what = format!(
+                "converting norms inside layers (use_rms_norm) whose epsilon {eps} is not that of the others"
+            );
+            Err(unsupported(path, what, "GGUF has one epsilon for all norms; use the model as it is"))
+        }
+        Some(_) if config.architecture != Architecture::Qwen3 => {
+            let what = format!("converting norms inside layers (use_rms_norm) of the architecture {arch}");
+            Err(unsupported(path, what, keep))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The divisors of the rotary frequencies, for the tensor `rope_freqs.weight`.
+pub(crate) fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
+    match &config.rope_scaling {
+        RopeScaling::None | RopeScaling::Linear { .. } => None,
+        RopeScaling::Factors(factors) => Some(factors.clone()),
+        RopeScaling::Llama3 { .. } => {
+            let unscaled = ModelConfig { rope_scaling: RopeScaling::None, ..config.clone() };
+            let pairs = unscaled.inverse_frequencies().into_iter().zip(config.inverse_frequencies());
+            Some(pairs.map(|(base, stretched)| divisor(base, stretched)).collect())
+        }
+    }
+}
+
+/// The number by which `base` is divided to give `quotient`: of those near their ratio, which is itself rounded, the
+/// one that comes closest.
+fn divisor(base: f32, quotient: f32) -> f32 {
+    let ratio = base / quotient;
+    let distance = |divisor: &f32| (base / divisor - quotient).abs();
+    let near = [ratio, ratio.next_down(), ratio.next_up()];
+    near.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(ratio)
 }
 
 /// Sets the keys of a vocabulary, filled up to the `n_rows` of the embedding; `stop_ids` are the ids besides

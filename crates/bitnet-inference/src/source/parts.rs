@@ -1,6 +1,6 @@
 //! The tensors of a decoder by their role, and what each file format calls them.
 
-use crate::config::Architecture;
+use crate::config::{Architecture, ModelConfig};
 
 /// A tensor's role in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,16 @@ impl Proj {
     /// Every projection, in the order of the forward pass.
     pub const ALL: [Proj; 7] = [Proj::Q, Proj::K, Proj::V, Proj::O, Proj::Gate, Proj::Up, Proj::Down];
 
+    fn shape(self, c: &ModelConfig) -> (usize, usize) {
+        match self {
+            Proj::Q => (c.q_dim(), c.dim),
+            Proj::K | Proj::V => (c.kv_dim(), c.dim),
+            Proj::O => (c.dim, c.q_dim()),
+            Proj::Gate | Proj::Up => (c.ffn_dim, c.dim),
+            Proj::Down => (c.dim, c.ffn_dim),
+        }
+    }
+
     const fn gguf(self) -> &'static str {
         match self {
             Proj::Q => "attn_q",
@@ -87,6 +97,25 @@ impl Role {
         let parts: Vec<Part> = norms.into_iter().chain(projections).collect();
         let layers = (0..n_layers).flat_map(|l| parts.iter().map(move |p| Role::Layer(l, *p)));
         [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers).collect()
+    }
+
+    /// Rows and columns of the tensor; `None` where models of the configuration have none of the role. The head may
+    /// be absent all the same.
+    pub(crate) fn shape(self, config: &ModelConfig) -> Option<(usize, usize)> {
+        let c = config;
+        let part = match self {
+            Role::Embedding | Role::Head => return Some((c.vocab_size, c.dim)),
+            Role::OutputNorm => return Some((1, c.dim)),
+            Role::Layer(_, part) => part,
+        };
+        match part {
+            Part::AttnNorm | Part::FfnNorm => Some((1, c.dim)),
+            Part::QNorm | Part::KNorm => (c.architecture == Architecture::Qwen3).then_some((1, c.head_dim)),
+            Part::AttnSubNorm => (c.architecture == Architecture::BitNet).then_some((1, c.q_dim())),
+            Part::FfnSubNorm => (c.architecture == Architecture::BitNet).then_some((1, c.ffn_dim)),
+            Part::Proj(p) => Some(p.shape(c)),
+            Part::InputNorm(p) => c.input_norm_eps.map(|_| (1, p.shape(c).1)),
+        }
     }
 
     /// The name in a GGUF file, without `.weight`.
