@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::chat::ChatArgs;
 use crate::completions::CompletionsArgs;
+use crate::inspect::InspectArgs;
 use crate::logits::LogitsArgs;
 use crate::run::RunArgs;
 use crate::tokenize::TokenizeArgs;
@@ -27,7 +29,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(RunArgs),
+    Chat(ChatArgs),
     Logits(LogitsArgs),
     Tokenize(TokenizeArgs),
+    Inspect(InspectArgs),
     Completions(CompletionsArgs),
 }

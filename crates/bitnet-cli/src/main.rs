@@ -4,8 +4,10 @@
 //! whatever went wrong becomes the exit status.
 
 mod args;
+mod chat;
 mod completions;
 mod generation;
+mod inspect;
 mod interrupt;
 mod logits;
 mod model;
@@ -38,8 +40,10 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Chat(args) => chat::chat(args),
         Command::Logits(args) => logits::logits(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
+        Command::Inspect(args) => inspect::inspect(args),
         Command::Completions(args) => completions::completions(args),
     }
 }
