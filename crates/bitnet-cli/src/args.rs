@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::chat::ChatArgs;
 use crate::completions::CompletionsArgs;
 use crate::inspect::InspectArgs;
@@ -33,5 +34,6 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     Tokenize(TokenizeArgs),
     Inspect(InspectArgs),
+    Bench(BenchArgs),
     Completions(CompletionsArgs),
 }

@@ -4,6 +4,7 @@
 //! whatever went wrong becomes the exit status.
 
 mod args;
+mod bench;
 mod chat;
 mod completions;
 mod generation;
@@ -44,6 +45,7 @@ fn dispatch(command: &Command) -> anyhow::Result<()> {
         Command::Logits(args) => logits::logits(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
         Command::Inspect(args) => inspect::inspect(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Completions(args) => completions::completions(args),
     }
 }

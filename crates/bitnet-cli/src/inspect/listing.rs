@@ -136,6 +136,11 @@ impl Listing {
     }
 }
 
+/// The number with the fewest digits that is still `value` in single precision: 1e-5, not 9.999999747378752e-6.
+pub(super) fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 impl Metadata {
     fn of(value: &gguf::Value) -> Self {
         use gguf::Value as V;
@@ -148,7 +153,7 @@ impl Metadata {
             V::I32(v) => json!(v),
             V::U64(v) => json!(v),
             V::I64(v) => json!(v),
-            V::F32(v) => json!(v),
+            V::F32(v) => json!(shortest(*v)),
             V::F64(v) => json!(v),
             V::Bool(v) => json!(v),
             V::String(v) => json!(v),

@@ -214,7 +214,7 @@ impl ModelSummary {
                 "max_seq_len": c.max_seq_len,
                 "rope_theta": c.rope_theta,
                 "rope_scaling": scaling_name(&c.rope_scaling),
-                "norm_eps": c.norm_eps,
+                "norm_eps": super::listing::shortest(c.norm_eps),
                 "activation": activation_name(c.activation),
             }),
         );
