@@ -2,8 +2,11 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::BenchArgs;
+use crate::chat::ChatArgs;
 use crate::completions::CompletionsArgs;
 use crate::convert::ConvertArgs;
+use crate::inspect::InspectArgs;
 use crate::logits::LogitsArgs;
 use crate::run::RunArgs;
 use crate::synth::SynthArgs;
@@ -29,9 +32,12 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(RunArgs),
-    Logits(LogitsArgs),
-    Tokenize(TokenizeArgs),
+    Chat(ChatArgs),
+    Inspect(InspectArgs),
     Convert(ConvertArgs),
     Synth(SynthArgs),
+    Bench(BenchArgs),
+    Logits(LogitsArgs),
+    Tokenize(TokenizeArgs),
     Completions(CompletionsArgs),
 }

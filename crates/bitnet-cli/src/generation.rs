@@ -39,6 +39,7 @@ pub(crate) struct Speed {
     /// When the first token came: until then the prompt is computed.
     first: Option<Instant>,
     end: Instant,
+    /// Tokens of the prompt that were computed: those of earlier turns are not computed again.
     prompt_tokens: usize,
     generated_tokens: usize,
 }
@@ -47,7 +48,7 @@ impl Speed {
     /// Begins before the first piece of an answer is asked for.
     pub(crate) fn start(answer: &Generation<'_>) -> Self {
         let now = Instant::now();
-        Speed { start: now, first: None, end: now, prompt_tokens: answer.prompt_len(), generated_tokens: 0 }
+        Speed { start: now, first: None, end: now, prompt_tokens: answer.n_pending(), generated_tokens: 0 }
     }
 
     /// Takes note that a piece has come.

@@ -1,23 +1,42 @@
-//! Ctrl-C: the first asks for an end, the second ends the process.
+//! Ctrl-C: while an answer is watched, the first one asks for its end. Any other ends the process.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
+static WATCHED: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Takes Ctrl-C over from the system, which would end the process at once.
+/// The time in which Ctrl-C is a question. It ends when this is dropped.
+pub(crate) struct Watch(());
+
+/// Takes Ctrl-C over from the system. Called once.
 pub(crate) fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
-        if ASKED.swap(true, Ordering::SeqCst) {
+        if !WATCHED.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
             process::exit(1);
         }
     })
     .context("cannot listen for Ctrl-C")
 }
 
-/// Whether Ctrl-C was pressed.
-pub(crate) fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst)
+impl Watch {
+    /// Begins; what was pressed before is forgotten.
+    pub(crate) fn start() -> Self {
+        ASKED.store(false, Ordering::SeqCst);
+        WATCHED.store(true, Ordering::SeqCst);
+        Watch(())
+    }
+
+    /// Whether Ctrl-C was pressed.
+    pub(crate) fn asked(&self) -> bool {
+        ASKED.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        WATCHED.store(false, Ordering::SeqCst);
+    }
 }

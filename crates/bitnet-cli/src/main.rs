@@ -4,9 +4,12 @@
 //! whatever went wrong becomes the exit status.
 
 mod args;
+mod bench;
+mod chat;
 mod completions;
 mod convert;
 mod generation;
+mod inspect;
 mod interrupt;
 mod logits;
 mod model;
@@ -40,10 +43,13 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Chat(args) => chat::chat(args),
         Command::Logits(args) => logits::logits(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
         Command::Convert(args) => convert::convert(args),
         Command::Synth(args) => synth::synth(args),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Completions(args) => completions::completions(args),
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::generation::{GenerationArgs, Speed};
-use crate::interrupt;
+use crate::interrupt::{self, Watch};
 use crate::model::{ModelArgs, print_notices};
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
@@ -65,6 +65,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
     // From here on Ctrl-C leaves the text whole as far as it goes.
     interrupt::install()?;
+    let watch = Watch::start();
     let mut speed = Speed::start(&answer);
     let mut printer = Printer::new(args, &text.tokenizer);
     while let Some(piece) = answer.next() {
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         while let Some(logprobs) = answer.take_logprobs() {
             printer.logprobs(&logprobs)?;
         }
-        if interrupt::asked() {
+        if watch.asked() {
             break;
         }
     }

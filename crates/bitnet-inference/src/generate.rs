@@ -121,6 +121,12 @@ impl Generation<'_> {
         self.prompt_len
     }
 
+    /// Tokens that are computed before the next one can be chosen: at first, the part of the prompt that the session
+    /// did not know.
+    pub fn n_pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Log-probabilities of the next token that they were not taken of yet.
     pub fn take_logprobs(&mut self) -> Option<TokenLogprobs> {
         self.logprobs.pop_front()

@@ -38,6 +38,6 @@ pub use generate::{FinishReason, GenerateOptions, Generation, TokenLogprobs};
 pub use model::Model;
 pub use open::{ModelOptions, embedded_source};
 pub use sampling::{Sampler, SamplingOptions};
-pub use session::{DEFAULT_CHUNK, Session, SessionOptions};
+pub use session::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session, SessionOptions};
 pub use text::Text;
 pub use weights::LoadProgress;

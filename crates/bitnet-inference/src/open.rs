@@ -137,6 +137,11 @@ impl Model {
         self.inner.threads.len()
     }
 
+    /// Bytes of weights that a token reads: those of all projections, and those of the head.
+    pub fn weight_bytes_per_token(&self) -> usize {
+        self.inner.weights.bytes_per_token()
+    }
+
     /// The pool that converted weights and sessions live in.
     pub fn pool(&self) -> &HybridMemoryPool {
         &self.inner.pool

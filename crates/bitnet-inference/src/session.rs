@@ -1,9 +1,11 @@
 //! A session: one sequence of tokens, its KV cache and its activations.
 
 use bitnet_core::BitNetDType;
+use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
 use bitnet_quant::fpenv::DefaultFloatEnv;
 
+use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::state::RunState;
@@ -24,7 +26,7 @@ pub struct SessionOptions {
 }
 
 /// The context of a session that asks for none, where the model allows it.
-const DEFAULT_MAX_SEQ_LEN: usize = 4096;
+pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 
 /// One sequence of tokens on a model.
 #[derive(Debug)]
@@ -79,8 +81,16 @@ impl Session {
     }
 
     /// Bytes that a session's cache takes.
-    pub fn kv_cache_bytes(model: &Model, max_seq_len: usize, dtype: BitNetDType) -> usize {
-        KvCache::size_bytes(model.config().n_layers, model.config().heads(), max_seq_len, dtype)
+    pub fn kv_cache_bytes(config: &ModelConfig, max_seq_len: usize, dtype: BitNetDType) -> usize {
+        KvCache::size_bytes(config.n_layers, config.heads(), max_seq_len, dtype)
+    }
+
+    /// Bytes that a session's activations take.
+    pub fn activation_bytes(config: &ModelConfig, chunk: usize) -> Result<usize> {
+        // The system gives memory that is never written no page, so that counting costs next to nothing.
+        let pool = HybridMemoryPool::new()?;
+        let _state = RunState::new(&pool, config, chunk)?;
+        Ok(pool.get_metrics().total_allocated)
     }
 
     /// Forgets the tokens from `len` on; what comes next continues from there.

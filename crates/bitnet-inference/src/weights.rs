@@ -78,6 +78,15 @@ pub(crate) enum Matrix {
     Dense(Dense),
 }
 
+impl Matrix {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Matrix::BitLinear(w) | Matrix::TernaryF32(w) => w.size_bytes(),
+            Matrix::Dense(w) => w.bytes.len(),
+        }
+    }
+}
+
 /// A ternary matrix in the kernels' layout.
 #[derive(Debug)]
 pub(crate) struct Ternary {
@@ -100,6 +109,14 @@ impl Ternary {
             OwnedScales::Blocks { d, block } => Scales::Blocks { d, block: *block },
         };
         TernaryView::new(self.codes.as_bytes(), self.rows, self.cols, scales)
+    }
+
+    fn size_bytes(&self) -> usize {
+        let scales = match &self.scales {
+            OwnedScales::Tensor(_) => 0,
+            OwnedScales::Blocks { d, .. } => size_of_val::<[f32]>(d),
+        };
+        self.codes.size_bytes() + scales
     }
 }
 
@@ -146,6 +163,14 @@ impl Weights {
             layers: loader.layers(n_threads, progress)?,
             inverse_frequencies: config.inverse_frequencies(),
         })
+    }
+
+    /// Bytes that are read for each token: those of all projections, and those of the head.
+    pub(crate) fn bytes_per_token(&self) -> usize {
+        let projections = self.layers.iter().flat_map(|l| {
+            [&l.q_proj, &l.k_proj, &l.v_proj, &l.o_proj, &l.gate_proj, &l.up_proj, &l.down_proj]
+        });
+        projections.map(|p| p.matrix.size_bytes()).sum::<usize>() + self.head().bytes.len()
     }
 
     /// The matrix of the head.

@@ -78,6 +78,11 @@ impl HfSource {
         Ok(HfSource { path, checkpoint, files, config })
     }
 
+    /// The tensors.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
     fn find(&self, role: Role) -> Option<(String, &Tensor)> {
         let names = role.hf_names(self.config.model.architecture);
         names

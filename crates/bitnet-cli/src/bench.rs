@@ -1,0 +1,126 @@
+//! `bitnet bench`: how fast a model runs, and how far that is from what the machine could do.
+
+mod limits;
+mod report;
+mod rounds;
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
+use bitnet_inference::{Model, Session, SessionOptions};
+use bitnet_quant::kernels::Kernels;
+use bitnet_quant::threads::Threads;
+use clap::Args;
+
+use crate::model::{ModelArgs, print_notices};
+use crate::session::KvFormat;
+use limits::Limits;
+use report::Report;
+
+/// Measure the speed of a model.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+    Prompt processing (pp) computes all tokens of a prompt and the logits of the last. Generation (tg) starts in an \
+    empty context and takes the most likely token each time. Both are run once unmeasured, and then --repeat times; the \
+    median counts.\n\n\
+    The limits are measured in the same process with the same threads, right before and right after. The read \
+    bandwidth (peak_gb_s) is the best of several ways to read memory far larger than the caches. The int8 rate \
+    (int8_peak_gop_s) is that of the engine's own matrix kernel on matrices that stay in the caches, with a \
+    multiplication and an addition as two operations: pp_int8_share is what is left of it in a whole model.\n\n\
+    tg_bytes_per_token counts the weights of projections and head as they lie in memory, and the keys and values \
+    that are read.\n\n\
+    Examples:\n  \
+    bitnet bench\n  \
+    bitnet bench --model model.gguf --prompt-tokens 512 --gen-tokens 128 --threads 2 --json")]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Tokens that are generated.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    gen_tokens: u32,
+    /// Measured runs.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Tokens of the prompt that are computed together.
+    #[arg(long, value_name = "N")]
+    chunk: Option<usize>,
+    /// How keys and values are kept; int8 is not available in this version.
+    #[arg(long, value_enum, default_value_t = KvFormat::F16)]
+    kv: KvFormat,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    let precision = args.kv.precision()?;
+    let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
+    let options = args.model.compute.options()?;
+    let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
+    let start = Instant::now();
+    let source = args.model.source.open()?;
+    let model = crate::model::load(&*source, &options)?;
+    let load_s = start.elapsed().as_secs_f64();
+    print_notices(&model);
+
+    let (prompt_tokens, gen_tokens) = (args.prompt_tokens as usize, args.gen_tokens as usize);
+    // The token that generation starts from takes a position, too.
+    let max_seq_len = Some(prompt_tokens.max(gen_tokens + 1));
+    let mut session = model.session(SessionOptions { max_seq_len, chunk: args.chunk, precision })?;
+    let threads = Threads::new(model.n_threads());
+    let before = Limits::measure(kernels, &threads);
+    let pp = rounds::prompt(&mut session, prompt_tokens, args.repeat)?;
+    let tg = rounds::generation(&mut session, gen_tokens, args.repeat)?;
+    let rss_bytes = rss_bytes();
+    let after = Limits::measure(kernels, &threads);
+
+    let report = Report {
+        model: source.path().display().to_string(),
+        threads: model.n_threads(),
+        isa: model.kernels_name(),
+        load_s,
+        rss_bytes,
+        pp_tokens: prompt_tokens,
+        pp,
+        ops_per_token: 2 * projection_weights(&model),
+        tg_tokens: gen_tokens,
+        tg,
+        bytes_per_token: model.weight_bytes_per_token()
+            + kv_bytes_per_token(&session, gen_tokens, kv_dtype.bits()),
+        before,
+        after,
+    };
+    let mut stdout = io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", report.to_json())?
+    } else {
+        report.print(&mut stdout)?
+    }
+    Ok(())
+}
+
+/// Multiplications of a token with the projections of all layers.
+fn projection_weights(model: &Model) -> usize {
+    let c = model.config();
+    let attention = 2 * c.dim * c.q_dim() + 2 * c.dim * c.kv_dim();
+    c.n_layers * (attention + 3 * c.dim * c.ffn_dim)
+}
+
+/// Bytes of keys and values that a token reads, on average over a generation that starts from one token.
+fn kv_bytes_per_token(session: &Session, gen_tokens: usize, bits: usize) -> usize {
+    let c = session.model().config();
+    // The tokens at positions 1..=n read 2..=n + 1 rows.
+    let rows = (gen_tokens + 3) / 2;
+    2 * c.n_layers * c.kv_dim() * rows * bits / 8
+}
+
+/// Resident memory of the process, where the system tells it.
+fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

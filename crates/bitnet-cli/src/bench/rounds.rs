@@ -1,0 +1,68 @@
+//! The measured runs.
+
+use std::time::Instant;
+
+use bitnet_inference::{Result, Sampler, SamplingOptions, Session};
+
+/// Rates of several runs, in tokens per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rates {
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
+}
+
+impl Rates {
+    /// At least one rate.
+    fn of(mut rates: Vec<f64>) -> Self {
+        rates.sort_by(f64::total_cmp);
+        let (n, last) = (rates.len(), rates.len() - 1);
+        Rates { median: (rates[last / 2] + rates[n / 2]) / 2.0, min: rates[0], max: rates[last] }
+    }
+}
+
+/// Computes a prompt of `n` tokens `repeat` times.
+pub(super) fn prompt(session: &mut Session, n: usize, repeat: u32) -> Result<Rates> {
+    let vocab_size = session.model().config().vocab_size;
+    // Any tokens will do; different ones touch different rows of the embedding, as text does.
+    let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % vocab_size) as u32).collect();
+    measure(n, repeat, || {
+        session.truncate(0);
+        let start = Instant::now();
+        session.forward(&ids)?;
+        Ok(start.elapsed().as_secs_f64())
+    })
+}
+
+/// Generates `n` tokens `repeat` times, each time the most likely one, starting from a single token.
+pub(super) fn generation(session: &mut Session, n: usize, repeat: u32) -> Result<Rates> {
+    let mut sampler = Sampler::new(SamplingOptions::default(), session.model().config().vocab_size)?;
+    measure(n, repeat, || {
+        session.truncate(0);
+        let mut token = sampler.sample(session.forward(&[0])?, &[], 0, 1);
+        let start = Instant::now();
+        for i in 0..n {
+            token = sampler.sample(session.forward(&[token])?, &[], 0, i + 2);
+        }
+        Ok(start.elapsed().as_secs_f64())
+    })
+}
+
+/// The rates of `repeat` runs of `n` tokens, after one that does not count.
+fn measure(n: usize, repeat: u32, mut run: impl FnMut() -> Result<f64>) -> Result<Rates> {
+    run()?;
+    let rates = (0..repeat).map(|_| Ok(n as f64 / run()?)).collect::<Result<Vec<f64>>>()?;
+    Ok(Rates::of(rates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle_or_between_two() {
+        assert_eq!(Rates::of(vec![3.0, 1.0, 2.0]), Rates { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(Rates::of(vec![4.0, 1.0, 2.0, 3.0]).median, 2.5);
+        assert_eq!(Rates::of(vec![7.0]), Rates { median: 7.0, min: 7.0, max: 7.0 });
+    }
+}

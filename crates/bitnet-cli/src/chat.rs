@@ -1,0 +1,230 @@
+//! `bitnet chat`: a conversation, on a terminal or through a pipe.
+
+mod command;
+mod lines;
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, bail};
+use bitnet_inference::{FinishReason, GenerateOptions, Message, Session};
+use clap::Args;
+
+use crate::generation::{GenerationArgs, Speed};
+use crate::interrupt::{self, Watch};
+use crate::model::{ModelArgs, print_notices};
+use crate::sampling::SamplingArgs;
+use crate::session::SessionArgs;
+use command::{Command, HELP};
+use lines::Lines;
+
+/// Tokens that are kept free for an answer, where the context is large enough.
+const ANSWER_ROOM: usize = 256;
+/// Characters of a forgotten message that are shown.
+const EXCERPT_CHARS: usize = 40;
+
+/// Talk with a model.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On a terminal, Ctrl-C stops an answer and Ctrl-D leaves; /help lists the commands. In a pipe, \
+    each line is a message. A line that ends with \\ goes on in the next.\n\n\
+    Examples:\n  \
+    bitnet chat\n  \
+    bitnet chat --model model.gguf --system \"You answer in one sentence.\"\n  \
+    printf 'Tell me a story\\nAnother one\\n' | bitnet chat --temperature 0"
+)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Print no notes and no seed on standard error.
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
+    let session_options = args.session.options()?;
+    let model = args.model.load()?;
+    let sampling = args.sampling.resolve(model.suggested_sampling());
+    let mut chat = Chat {
+        has_format: model.text()?.chat_template.is_some(),
+        session: model.session(session_options)?,
+        messages: Vec::new(),
+        options: args.generation.options(sampling.options.clone()),
+        quiet: args.quiet,
+        last_speed: None,
+    };
+    if let Some(system) = &args.generation.system {
+        chat.set_system(system)?;
+    }
+    if !args.quiet {
+        print_notices(&model);
+        sampling.print_seed();
+        if !chat.has_format {
+            eprintln!(
+                "note: the model has no chat format; it continues each message without the ones before"
+            );
+        }
+    }
+    interrupt::install()?;
+    let mut lines = Lines::open(args.quiet)?;
+    while let Some(message) = lines.next_message()? {
+        match Command::parse(&message) {
+            None if message.trim().is_empty() => {}
+            None => chat.answer(message)?,
+            Some(Ok(Command::Exit)) => break,
+            Some(command) => {
+                // A command that fails is no reason to lose the conversation, but a closed output ends it.
+                if let Err(e) = command.and_then(|command| chat.obey(command)) {
+                    if crate::is_broken_pipe(&e) {
+                        return Err(e);
+                    }
+                    eprintln!("{}", crate::message(&e));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Chat {
+    session: Session,
+    /// Whether the model knows turns.
+    has_format: bool,
+    messages: Vec<Message>,
+    options: GenerateOptions,
+    quiet: bool,
+    last_speed: Option<Speed>,
+}
+
+impl Chat {
+    /// Takes a message of the user and prints the answer as it comes.
+    fn answer(&mut self, content: String) -> anyhow::Result<()> {
+        self.messages.push(Message { role: "user".into(), content });
+        let Some(ids) = self.fit()? else {
+            eprintln!("the message is too long for a context of {} tokens", self.session.max_seq_len());
+            self.messages.pop();
+            return Ok(());
+        };
+        let mut stdout = io::stdout().lock();
+        let watch = Watch::start();
+        let mut answer = self.session.generate_from(&ids, &self.options)?;
+        let mut speed = Speed::start(&answer);
+        let mut text = String::new();
+        while let Some(piece) = answer.next() {
+            let piece = piece?;
+            speed.count(&answer);
+            stdout.write_all(piece.as_bytes())?;
+            stdout.flush()?;
+            text.push_str(&piece);
+            if watch.asked() {
+                break;
+            }
+        }
+        writeln!(stdout)?;
+        let context_full = answer.finish_reason() == Some(FinishReason::Length)
+            && (self.options.max_tokens == 0 || answer.n_generated() < self.options.max_tokens);
+        if context_full {
+            eprintln!("note: the context is full; the answer ends here");
+        } else if answer.finish_reason().is_none() && !self.quiet {
+            eprintln!("(stopped)");
+        }
+        self.last_speed = Some(speed);
+        if text.is_empty() {
+            // Models are not trained with turns in which nothing is said.
+            self.messages.pop();
+        } else {
+            self.messages.push(Message { role: "assistant".into(), content: text });
+        }
+        Ok(())
+    }
+
+    /// The tokens of the conversation, after the oldest turns were forgotten where it is too long; `None` when even
+    /// the last message alone is.
+    fn fit(&mut self) -> anyhow::Result<Option<Vec<u32>>> {
+        let max_seq_len = self.session.max_seq_len();
+        let wanted = if self.options.max_tokens == 0 { ANSWER_ROOM } else { self.options.max_tokens };
+        let room = wanted.min(ANSWER_ROOM).min(max_seq_len / 4);
+        loop {
+            let ids = self.session.model().text()?.encode_chat(&self.messages)?;
+            if ids.len() + room <= max_seq_len {
+                return Ok(Some(ids));
+            }
+            let Some(turn) = oldest_turn(&self.messages) else {
+                return Ok((ids.len() < max_seq_len).then_some(ids));
+            };
+            let excerpt: String = self.messages[turn.start].content.chars().take(EXCERPT_CHARS).collect();
+            eprintln!("note: the context is full; the oldest turn is forgotten: {excerpt:?}");
+            self.messages.drain(turn);
+        }
+    }
+
+    fn obey(&mut self, command: Command<'_>) -> anyhow::Result<()> {
+        match command {
+            Command::Help => write!(io::stdout(), "{HELP}")?,
+            Command::Clear => {
+                self.messages.retain(|m| m.role == "system");
+                self.session.truncate(0);
+            }
+            Command::System(text) => self.set_system(text)?,
+            Command::Save(path) => {
+                let json = serde_json::to_string_pretty(&self.messages)?;
+                fs::write(path, json + "\n").with_context(|| path.to_owned())?;
+            }
+            Command::Stats => {
+                let mut stdout = io::stdout().lock();
+                if let Some(speed) = &self.last_speed {
+                    writeln!(stdout, "{}", speed.line())?;
+                }
+                let (used, all) = (self.session.tokens().len(), self.session.max_seq_len());
+                writeln!(stdout, "context {used} of {all} tokens")?;
+            }
+            // The loop that reads commands ends with this one.
+            Command::Exit => {}
+        }
+        Ok(())
+    }
+
+    /// Sets the instructions in front of the conversation; without text, removes them.
+    fn set_system(&mut self, text: &str) -> anyhow::Result<()> {
+        if !self.has_format {
+            bail!("the model has no chat format, so that it cannot take instructions");
+        }
+        self.messages.retain(|m| m.role != "system");
+        if !text.is_empty() {
+            self.messages.insert(0, Message { role: "system".into(), content: text.into() });
+        }
+        Ok(())
+    }
+}
+
+/// The first message of the user with what answers it, unless it is the last.
+fn oldest_turn(messages: &[Message]) -> Option<std::ops::Range<usize>> {
+    let mut users = (0..messages.len()).filter(|i| messages[*i].role == "user");
+    Some(users.next()?..users.next()?)
+}
+
+/// Whether a person sits on both ends.
+fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_turn_is_never_forgotten() {
+        let messages = |roles: &[&str]| -> Vec<Message> {
+            roles.iter().map(|r| Message { role: (*r).into(), content: String::new() }).collect()
+        };
+        assert_eq!(oldest_turn(&messages(&["system", "user", "assistant", "user"])), Some(1..3));
+        assert_eq!(oldest_turn(&messages(&["user", "user"])), Some(0..1));
+        assert_eq!(oldest_turn(&messages(&["system", "user"])), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! What a file says about itself, whether or not the engine can run it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bitnet_core::file::Mapping;
+use bitnet_core::file::gguf::{self, Gguf};
+use bitnet_core::file::safetensors::Checkpoint;
+use bitnet_inference::embedded_source;
+use serde_json::{Map, Value, json};
+
+/// The first bytes of a GGUF file.
+const GGUF_MAGIC: &[u8] = b"GGUF";
+
+/// Tensors and metadata of a file.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) path: PathBuf,
+    /// With the version, where the format has versions.
+    pub(super) format: String,
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) metadata: Vec<(String, Metadata)>,
+}
+
+/// A tensor of a file.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) dtype: String,
+    /// Row-major.
+    pub(super) shape: Vec<usize>,
+    /// Bytes; `None` for types whose size is not known.
+    pub(super) bytes: Option<usize>,
+}
+
+/// A metadata value, arrays without their items.
+#[derive(Debug)]
+pub(super) enum Metadata {
+    Scalar(Value),
+    Array { item_type: &'static str, len: usize },
+}
+
+/// Tensors of one type.
+#[derive(Debug, Default)]
+pub(super) struct TypeCount {
+    pub(super) tensors: usize,
+    pub(super) bytes: usize,
+}
+
+impl Listing {
+    /// Reads the headers of a file or of all files of a folder; those of the embedded model without a path.
+    pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self::of_checkpoint(embedded_source()?.checkpoint())) };
+        if path.is_dir() {
+            return Ok(Self::of_checkpoint(&Checkpoint::open(path)?));
+        }
+        let mapping = Mapping::open(path)?;
+        if mapping.as_slice().starts_with(GGUF_MAGIC) {
+            return Self::of_gguf(mapping);
+        }
+        Ok(Self::of_checkpoint(&Checkpoint::parse(mapping)?))
+    }
+
+    fn of_gguf(mapping: Arc<Mapping>) -> anyhow::Result<Self> {
+        let gguf = Gguf::parse(mapping)?;
+        let tensors = gguf.tensors().map(|t| Tensor {
+            name: t.name.clone(),
+            dtype: match t.ggml_type {
+                gguf::GgmlType::Other(id) => format!("{} (id {id})", t.ggml_type),
+                known => known.to_string(),
+            },
+            shape: t.dims.iter().rev().copied().collect(),
+            bytes: t.bytes().ok().map(|bytes| bytes.len()),
+        });
+        Ok(Listing {
+            path: gguf.path().to_owned(),
+            format: format!("gguf v{}", gguf.version()),
+            tensors: tensors.collect(),
+            metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), Metadata::of(value))).collect(),
+        })
+    }
+
+    fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint.tensors().map(|t| Tensor {
+            name: t.name.clone(),
+            dtype: t.dtype.name().to_lowercase(),
+            shape: t.shape.clone(),
+            bytes: Some(t.bytes.len()),
+        });
+        Listing {
+            path: checkpoint.path().to_owned(),
+            format: "safetensors".into(),
+            tensors: tensors.collect(),
+            metadata: Vec::new(),
+        }
+    }
+
+    /// Bytes of all tensors, as far as they are known.
+    pub(super) fn tensor_bytes(&self) -> usize {
+        self.tensors.iter().filter_map(|t| t.bytes).sum()
+    }
+
+    /// Tensors and bytes of each type, in the order in which the types occur.
+    pub(super) fn types(&self) -> Vec<(&str, TypeCount)> {
+        let mut types: Vec<(&str, TypeCount)> = Vec::new();
+        for tensor in &self.tensors {
+            let at = types.iter().position(|(dtype, _)| *dtype == tensor.dtype).unwrap_or(types.len());
+            if at == types.len() {
+                types.push((&tensor.dtype, TypeCount::default()));
+            }
+            let (_, count) = &mut types[at];
+            count.tensors += 1;
+            count.bytes += tensor.bytes.unwrap_or(0);
+        }
+        types
+    }
+
+    pub(super) fn to_json(&self, with_tensors: bool) -> Value {
+        let types = self.types().into_iter().map(|(dtype, count)| {
+            (dtype.to_owned(), json!({"tensors": count.tensors, "bytes": count.bytes}))
+        });
+        let metadata = self.metadata.iter().map(|(key, value)| (key.clone(), value.to_json()));
+        let mut file = json!({
+            "path": self.path.to_string_lossy(),
+            "format": self.format,
+            "types": types.collect::<Map<_, _>>(),
+            "metadata": metadata.collect::<Map<_, _>>(),
+        });
+        if with_tensors {
+            let tensors = self.tensors.iter();
+            file["tensors"] = tensors
+                .map(|t| json!({"name": t.name, "type": t.dtype, "shape": t.shape, "bytes": t.bytes}))
+                .collect();
+        }
+        file
+    }
+}
+
+/// The number with the fewest digits that is still `value` in single precision: 1e-5, not 9.999999747378752e-6.
+pub(super) fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+impl Metadata {
+    fn of(value: &gguf::Value) -> Self {
+        use gguf::Value as V;
+        Metadata::Scalar(match value {
+            V::U8(v) => json!(v),
+            V::I8(v) => json!(v),
+            V::U16(v) => json!(v),
+            V::I16(v) => json!(v),
+            V::U32(v) => json!(v),
+            V::I32(v) => json!(v),
+            V::U64(v) => json!(v),
+            V::I64(v) => json!(v),
+            V::F32(v) => json!(shortest(*v)),
+            V::F64(v) => json!(v),
+            V::Bool(v) => json!(v),
+            V::String(v) => json!(v),
+            V::Array(array) => {
+                return Metadata::Array { item_type: array.item_type().name(), len: array.len() };
+            }
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Metadata::Scalar(value) => value.clone(),
+            Metadata::Array { item_type, len } => json!({"array_of": item_type, "len": len}),
+        }
+    }
+}
