@@ -139,14 +139,15 @@ impl Weights {
         let config = source.config();
         let engine = ConversionEngine::new(ConversionConfig::default(), pool.clone())?;
         let loader = Loader { source, config, pool, engine, precision, n_threads };
-        let embedding = loader.dense(Role::Embedding)?;
-        let mut layers = Vec::with_capacity(config.n_layers);
+        let embedding = loader.dense(Role::Embedding)?.ok_or_else(|| loader.missing(Role::Embedding))?;
+        // Grown as layers are found: a configuration may claim any number of them.
+        let mut layers = Vec::new();
         for l in 0..config.n_layers {
             layers.push(loader.layer(l)?);
             progress(LoadProgress { done: l + 1, total: config.n_layers });
         }
         Ok(Weights {
-            embedding: embedding.ok_or_else(|| loader.missing(Role::Embedding))?,
+            embedding,
             layers,
             output_norm: loader.norm(Role::OutputNorm, config.dim, config.norm_eps)?,
             head: loader.dense(Role::Head)?,
