@@ -1,6 +1,9 @@
 //! Integration tests of the engine, by theme.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
 mod common;
 mod equality;
 mod goldens;
+mod hostile;
 mod non_finite;
