@@ -118,6 +118,15 @@ impl Shared {
     }
 }
 
+/// Gives the system back what the process has freed, where the C library would keep it for later.
+pub fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes no pointer; the C library trims its own free lists under its own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Memory of a pool; dropping it gives the memory back.
 #[derive(Debug)]
 pub struct MemoryHandle {

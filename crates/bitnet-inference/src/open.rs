@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bitnet_core::file::Mapping;
 use bitnet_core::file::safetensors::Checkpoint;
-use bitnet_core::memory::HybridMemoryPool;
+use bitnet_core::memory::{HybridMemoryPool, release_freed_memory};
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager};
 use bitnet_core::tokenizer::GenerationConfig;
 use bitnet_quant::fpenv::DefaultFloatEnv;
@@ -19,6 +19,9 @@ use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
 use crate::weights::{LoadProgress, Weights};
 use crate::{Error, Result};
+
+/// The most threads that a model takes.
+const MAX_THREADS: usize = 1024;
 
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]
@@ -67,9 +70,9 @@ impl Model {
         // Weights are quantised with the same arithmetic, whatever mode the host's threads are in.
         let _env = DefaultFloatEnv::enter();
         let hardware_threads = || std::thread::available_parallelism().map_or(1, usize::from);
-        let n_threads = options.n_threads.unwrap_or_else(hardware_threads);
-        if n_threads == 0 {
-            return Err(Error::BadOption { option: "the number of threads", must: "at least 1" });
+        let n_threads = options.n_threads.unwrap_or_else(|| hardware_threads().min(MAX_THREADS));
+        if !(1..=MAX_THREADS).contains(&n_threads) {
+            return Err(Error::BadOption { option: "the number of threads", must: "between 1 and 1024" });
         }
         let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
         let pool = HybridMemoryPool::new()?;
@@ -88,6 +91,8 @@ impl Model {
             None => (None, None),
         };
         let weights = weights?;
+        // Building a large vocabulary leaves tens of megabytes behind.
+        release_freed_memory();
         Ok(Model {
             inner: std::sync::Arc::new(Inner {
                 config: source.config().clone(),

@@ -193,7 +193,8 @@ impl Loader<'_> {
         let total = self.config.n_layers;
         let next = AtomicUsize::new(0);
         let (sender, receiver) = mpsc::channel();
-        let mut layers: Vec<(usize, Result<Layer>)> = Vec::with_capacity(total);
+        // Grown as layers are found: a configuration may claim any number of them.
+        let mut layers: Vec<(usize, Result<Layer>)> = Vec::new();
         std::thread::scope(|scope| {
             for _ in 0..n_threads.min(total) {
                 let (next, sender) = (&next, sender.clone());

@@ -6,5 +6,6 @@ mod common;
 mod convert;
 mod equality;
 mod goldens;
+mod hostile;
 mod non_finite;
 mod synth;

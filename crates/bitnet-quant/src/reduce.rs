@@ -29,13 +29,13 @@ pub fn tree(lanes: &mut [f32]) -> f32 {
 }
 
 /// Σ w·x over a row.
-pub fn row_dot(w: &[f32], x: &[f32]) -> f32 {
+pub fn row_dot(w: impl Iterator<Item = f32>, x: &[f32]) -> f32 {
     dot::<ROW_LANES>(w, x)
 }
 
 /// Σ q·k over a head dimension.
-pub fn head_dot(q: &[f32], k: &[f32]) -> f32 {
-    dot::<HEAD_LANES>(q, k)
+pub fn head_dot(k: impl Iterator<Item = f32>, q: &[f32]) -> f32 {
+    dot::<HEAD_LANES>(k, q)
 }
 
 /// Σ x on the lanes of a head.
@@ -92,11 +92,10 @@ impl MeanAbs {
     }
 }
 
-fn dot<const LANES: usize>(a: &[f32], b: &[f32]) -> f32 {
-    debug_assert_eq!(a.len(), b.len());
+fn dot<const LANES: usize>(a: impl Iterator<Item = f32>, b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        lanes[i % LANES] = fma(*a, *b, lanes[i % LANES]);
+    for (i, (a, b)) in a.zip(b).enumerate() {
+        lanes[i % LANES] = fma(a, *b, lanes[i % LANES]);
     }
     tree(&mut lanes)
 }
@@ -116,8 +115,12 @@ mod tests {
     fn a_row_uses_strided_lanes() {
         let mut w = vec![0.0; 512];
         (w[0], w[256], w[1]) = (1e8, -1e8, 1.0);
-        assert_eq!(row_dot(&w, &[1.0; 512]), 1.0, "elements 0 and 256 share a lane and cancel there");
-        assert_eq!(row_dot(&[2.0; 3], &[3.0; 3]), 18.0);
+        assert_eq!(
+            row_dot(w.into_iter(), &[1.0; 512]),
+            1.0,
+            "elements 0 and 256 share a lane and cancel there"
+        );
+        assert_eq!(row_dot([2.0; 3].into_iter(), &[3.0; 3]), 18.0);
         assert_eq!(head_sum(&[1.0; 33]), 33.0);
     }
 

@@ -39,6 +39,7 @@ struct Shared {
     job: UnsafeCell<Option<*const Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: AtomicUsize,
+    started: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
     stop: AtomicBool,
@@ -66,11 +67,12 @@ impl Threads {
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             parked: AtomicUsize::new(0),
+            started: AtomicUsize::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..n)
+        let workers: Vec<_> = (1..n)
             .map_while(|i| {
                 let shared = shared.clone();
                 let builder = std::thread::Builder::new().name(format!("bitnet-{i}"));
@@ -78,6 +80,10 @@ impl Threads {
                 builder.spawn(move || shared.work()).ok()
             })
             .collect();
+        // The system allocates while a thread starts; jobs are to allocate nothing, not even the first.
+        while shared.started.load(Ordering::Acquire) < workers.len() {
+            std::thread::yield_now();
+        }
         Threads { shared, workers, callers: Mutex::new(()) }
     }
 
@@ -143,6 +149,7 @@ impl Drop for Threads {
 impl Shared {
     fn work(&self) {
         let _env = DefaultFloatEnv::enter();
+        self.started.fetch_add(1, Ordering::Release);
         let mut done = 0;
         while let Some(number) = self.wait_for_job(done) {
             done = number;

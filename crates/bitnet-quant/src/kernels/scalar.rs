@@ -50,33 +50,20 @@ fn block_sum(acc: &[i32], d: &[f32]) -> f32 {
 }
 
 fn row_dot(form: DenseRow, w: &[u8], x: &[f32]) -> f32 {
-    let mut row = vec![0.0; x.len()];
+    ordered_row_dot((0..x.len()).map(|i| element(form, w, i)), x)
+}
+
+fn element(form: DenseRow, row: &[u8], i: usize) -> f32 {
+    let two = |at: usize| [row[at], row[at + 1]];
     match form {
-        DenseRow::F32 => {
-            for (v, b) in row.iter_mut().zip(w.as_chunks::<4>().0) {
-                *v = f32::from_le_bytes(*b);
-            }
-        }
-        DenseRow::F16 => {
-            for (v, b) in row.iter_mut().zip(w.as_chunks::<2>().0) {
-                *v = f16::from_le_bytes(*b).to_f32();
-            }
-        }
-        DenseRow::BF16 => {
-            for (v, b) in row.iter_mut().zip(w.as_chunks::<2>().0) {
-                *v = bf16::from_le_bytes(*b).to_f32();
-            }
-        }
+        DenseRow::F32 => f32::from_le_bytes([row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]]),
+        DenseRow::F16 => f16::from_le_bytes(two(2 * i)).to_f32(),
+        DenseRow::BF16 => bf16::from_le_bytes(two(2 * i)).to_f32(),
         DenseRow::Q8_0 => {
-            for (v, block) in row.chunks_exact_mut(32).zip(w.chunks_exact(34)) {
-                let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                for (v, q) in v.iter_mut().zip(&block[2..]) {
-                    *v = f32::from(*q as i8) * d;
-                }
-            }
+            let block = i / 32 * 34;
+            f32::from(row[block + 2 + i % 32] as i8) * f16::from_le_bytes(two(block)).to_f32()
         }
     }
-    ordered_row_dot(&row, x)
 }
 
 fn accumulate(lanes: &mut [f32], w: &[f32], x: &[f32]) {
@@ -86,7 +73,7 @@ fn accumulate(lanes: &mut [f32], w: &[f32], x: &[f32]) {
 }
 
 fn sum_squares(x: &[f32]) -> f32 {
-    ordered_row_dot(x, x)
+    ordered_row_dot(x.iter().copied(), x)
 }
 
 fn absmax_bits(x: &[f32]) -> u32 {
@@ -142,7 +129,7 @@ fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) ->
     let mut scores = [0.0f32; SOFTMAX_CHUNK];
     let scores = &mut scores[..n];
     for (j, score) in scores.iter_mut().enumerate() {
-        *score = head_dot(q, &widen(k, j, dim));
+        *score = head_dot(widen(k, j, dim), q);
     }
     let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
     for score in &mut *scores {
@@ -157,11 +144,11 @@ fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) ->
     (max, head_sum(scores))
 }
 
-fn widen(rows: KvRows<'_>, row: usize, dim: usize) -> Vec<f32> {
-    match rows {
-        KvRows::F32(r) => r[row * dim..][..dim].to_vec(),
-        KvRows::F16(r) => r[row * dim..][..dim].iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
-    }
+fn widen(rows: KvRows<'_>, row: usize, dim: usize) -> impl Iterator<Item = f32> {
+    (row * dim..(row + 1) * dim).map(move |i| match rows {
+        KvRows::F32(r) => r[i],
+        KvRows::F16(r) => f16::from_bits(r[i]).to_f32(),
+    })
 }
 
 fn merge(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) {

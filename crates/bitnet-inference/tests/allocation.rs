@@ -1,0 +1,343 @@
+//! What the engine allocates: nothing while it runs, and no more than a file justifies while it opens one.
+//!
+//! A binary of its own, because the allocator that counts is that of the whole process; and one test, because the
+//! allocations of another that ran beside it would be counted too.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
+#[allow(dead_code, reason = "the other binary has more themes")]
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bitnet_core::file::gguf::{GgmlType, GgufWriter};
+use bitnet_inference::config::Architecture;
+use bitnet_inference::{Model, ModelOptions, Session};
+use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::packing::{I2sLayout, TernaryFormat};
+
+use common::random_model::{Random, RandomModel, Recipe, StoredAs};
+use common::{KV_DTYPES, isas, open, session};
+
+/// Opening a file may have this much allocated beside twice the file: names, messages, a layer's descriptions.
+const ALLOWANCE: usize = 64 << 10;
+
+/// Counts what is asked of the system, also what it refuses.
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn count(size: usize) {
+    CALLS.fetch_add(1, Ordering::SeqCst);
+    let live = LIVE.fetch_add(size, Ordering::SeqCst) + size;
+    PEAK.fetch_max(live, Ordering::SeqCst);
+}
+
+// SAFETY: every call is passed on to the system's allocator as it is; the counters allocate nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's contract is that of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // The old block and the new one exist together while the bytes move.
+        count(size);
+        LIVE.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: as above.
+        unsafe { System.realloc(start, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: as above.
+        unsafe { System.dealloc(start, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations, on all threads, while `f` runs.
+fn calls(f: impl FnOnce()) -> usize {
+    let before = CALLS.load(Ordering::SeqCst);
+    f();
+    CALLS.load(Ordering::SeqCst) - before
+}
+
+/// The most bytes that were allocated at one time while `f` ran, beside what was before.
+fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
+    let before = LIVE.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let result = f();
+    (PEAK.load(Ordering::SeqCst) - before, result)
+}
+
+#[test]
+fn forward_allocates_nothing_and_opening_no_more_than_the_file_justifies() {
+    assert!(calls(|| drop(std::hint::black_box(vec![1u8; 10]))) == 1, "the counter counts");
+    running_allocates_nothing();
+    sound_files();
+    lying_gguf_files();
+    lying_safetensors_files();
+    lying_configurations();
+    damaged_files();
+}
+
+/// Dimensions that waste nothing on padding, and formats by turns.
+fn wide(projections: Vec<StoredAs>) -> Recipe {
+    Recipe {
+        dim: 256,
+        ffn_dim: 256,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 64,
+        vocab_size: 40,
+        embedding: DenseFormat::F16,
+        projections,
+        differing_scales: true,
+        ..Default::default()
+    }
+}
+
+fn packed() -> Vec<StoredAs> {
+    vec![StoredAs::Ternary(TernaryFormat::HfU8)]
+}
+
+fn running_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let tq = [TernaryFormat::Tq1_0, TernaryFormat::Tq2_0].map(StoredAs::Ternary).into();
+    let models = [
+        RandomModel::new(Recipe::default()).write_hf(&folder.path().join("ternary"), false),
+        RandomModel::new(Recipe { input_norms: true, ..Recipe::default() })
+            .write_hf(&folder.path().join("inner norms"), false),
+        RandomModel::new(wide(tq)).write_gguf(&folder.path().join("blocks")),
+        RandomModel::new(wide(vec![StoredAs::Ternary(TernaryFormat::Q2_0)]))
+            .write_gguf(&folder.path().join("q2_0")),
+        RandomModel::new(wide(vec![StoredAs::Dense(DenseFormat::Q8_0), StoredAs::Dense(DenseFormat::BF16)]))
+            .write_gguf(&folder.path().join("dense")),
+    ];
+    for path in models {
+        for isa in isas() {
+            let model = open(&path, isa, 3);
+            for kv in KV_DTYPES {
+                let mut session = session(&model, kv, 8);
+                let n = calls(|| run(&mut session));
+                assert_eq!(n, 0, "{} on {isa}, {kv} cache", path.display());
+            }
+        }
+    }
+}
+
+/// A token, a prompt of several chunks, tokens taken back, and an error that needs no memory.
+fn run(session: &mut Session) {
+    session.forward(&[1]).unwrap();
+    session.forward(&[2; 20]).unwrap();
+    session.truncate(5);
+    session.forward_all(&[3; 9], |_, _| Ok(())).unwrap();
+    assert!(session.forward(&[u32::MAX]).is_err());
+}
+
+/// What opening `path` allocates is at most twice `file_bytes` and the allowance.
+#[track_caller]
+fn check(path: &Path, what: &str) -> Result<(), String> {
+    let file_bytes = match path.is_dir() {
+        true => fs::read_dir(path).unwrap().map(|f| f.unwrap().metadata().unwrap().len() as usize).sum(),
+        false => fs::metadata(path).unwrap().len() as usize,
+    };
+    let options = ModelOptions { n_threads: Some(1), ..Default::default() };
+    let (peak, result) = peak(|| Model::open_with(path, &options, &mut |_| ()).map(drop));
+    let limit = 2 * file_bytes + ALLOWANCE;
+    assert!(peak <= limit, "{what}: {peak} bytes for a file of {file_bytes}");
+    result.map_err(|e| e.to_string())
+}
+
+#[track_caller]
+fn check_refused(path: &Path, what: &str, named: &str) {
+    let message = check(path, what).expect_err(what);
+    assert!(message.contains(named), "{what}: {message}");
+}
+
+fn sound_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, projections, online) in [
+        ("packed", packed(), false),
+        ("master", vec![StoredAs::Dense(DenseFormat::BF16)], true),
+        ("dense", vec![StoredAs::Dense(DenseFormat::F32)], false),
+    ] {
+        let path = RandomModel::new(wide(projections)).write_hf(&folder.path().join(name), online);
+        check(&path, name).unwrap();
+    }
+    let i2_s = TernaryFormat::I2s(I2sLayout::Block128);
+    for format in [i2_s, TernaryFormat::Tq1_0, TernaryFormat::Tq2_0, TernaryFormat::Q2_0] {
+        for architecture in [Architecture::BitNet, Architecture::Llama] {
+            let recipe = Recipe { architecture, ..wide(vec![StoredAs::Ternary(format)]) };
+            let path = RandomModel::new(recipe).write_gguf(&folder.path().join(format.name()));
+            check(&path, format.name()).unwrap();
+        }
+    }
+}
+
+fn lying_gguf_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let head = |n_tensors: u64, n_keys: u64| {
+        [b"GGUF".as_slice(), &3u32.to_le_bytes(), &n_tensors.to_le_bytes(), &n_keys.to_le_bytes()].concat()
+    };
+    let key = |value_type: u32, value: &[u8]| {
+        [1u64.to_le_bytes().as_slice(), b"k", &value_type.to_le_bytes(), value].concat()
+    };
+    let array = |items: u32, n: u64| [items.to_le_bytes().as_slice(), &n.to_le_bytes()].concat();
+    let tensor = |dims: &[u64], ggml_type: u32, offset: u64| {
+        let dims: Vec<u8> = (dims.len() as u32)
+            .to_le_bytes()
+            .into_iter()
+            .chain(dims.iter().flat_map(|d| d.to_le_bytes()))
+            .collect();
+        [1u64.to_le_bytes().as_slice(), b"t", &dims, &ggml_type.to_le_bytes(), &offset.to_le_bytes()].concat()
+    };
+    let huge = u64::MAX;
+    let cases: [(&str, Vec<u8>); 12] = [
+        ("tensors without end", head(huge, 0)),
+        ("as many tensors as are allowed", head(65_536, 0)),
+        ("keys without end", head(0, huge)),
+        ("as many keys as are allowed", head(0, 65_536)),
+        ("a key without end", [head(0, 1), huge.to_le_bytes().to_vec(), vec![0; 64]].concat()),
+        ("a string without end", [head(0, 1), key(8, &huge.to_le_bytes())].concat()),
+        ("a string of a gigabyte", [head(0, 1), key(8, &(1u64 << 30).to_le_bytes())].concat()),
+        ("an array without end", [head(0, 1), key(9, &array(4, huge))].concat()),
+        ("an array of four gigabytes", [head(0, 1), key(9, &array(4, 1 << 30))].concat()),
+        ("an array of arrays", [head(0, 1), key(9, &array(9, 1 << 30))].concat()),
+        ("a tensor of 2^62 elements", [head(1, 0), tensor(&[1 << 31, 1 << 31], 0, 0)].concat()),
+        ("a tensor far away", [head(1, 0), tensor(&[32], 0, 1 << 62), vec![0; 256]].concat()),
+    ];
+    for (what, bytes) in cases {
+        fs::write(&path, bytes).unwrap();
+        check_refused(&path, what, "model.gguf");
+    }
+    // A configuration of a terabyte, and no weights.
+    for with_embedding in [false, true] {
+        let mut writer = GgufWriter::new();
+        writer.set("general.architecture", "llama");
+        for (key, value) in [
+            ("vocab_size", 1 << 24),
+            ("context_length", 1 << 20),
+            ("embedding_length", 131_072),
+            ("block_count", 1024),
+            ("feed_forward_length", 131_072),
+            ("attention.head_count", 256),
+            ("attention.key_length", 512),
+        ] {
+            writer.set(format!("llama.{key}"), value as u32);
+        }
+        writer.set("llama.attention.layer_norm_rms_epsilon", 1e-5f32);
+        if with_embedding {
+            writer.add_tensor("token_embd.weight", &[32, 4], GgmlType::Dense(DenseFormat::F32));
+        }
+        writer.write(&path, |_, sink| sink.write(&[0; 512])).unwrap();
+        check_refused(&path, "a configuration of a terabyte", "token_embd.weight");
+    }
+}
+
+fn lying_safetensors_files() {
+    let folder = tempfile::tempdir().unwrap();
+    RandomModel::new(wide(packed())).write_hf(folder.path(), false);
+    let path = folder.path().join("model.safetensors");
+    let file = |len: u64, json: &str| [len.to_le_bytes().as_slice(), json.as_bytes()].concat();
+    let entry = |dtype: &str, shape: &str, end: u64| {
+        let json = format!(
+            r#"{{"model.embed_tokens.weight":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{end}]}}}}"#
+        );
+        file(json.len() as u64, &json)
+    };
+    let cases = [
+        ("a header without end", file(u64::MAX, "{}")),
+        ("a header of 2^63 bytes", file(1 << 63, "{}")),
+        ("the longest header allowed", file(100_000_000, "{}")),
+        ("no header", file(0, "")),
+        ("a tensor of a terabyte", entry("F32", "[1048576,262144]", 1 << 40)),
+        ("a tensor without end", entry("U8", "[18446744073709551615]", u64::MAX)),
+        ("a tensor whose size overflows", entry("F32", "[4294967296,4294967296,4294967296]", 0)),
+        ("a tensor of nothing", entry("F32", "[0,131072]", 0)),
+    ];
+    for (what, bytes) in cases {
+        fs::write(&path, bytes).unwrap();
+        check_refused(folder.path(), what, "model");
+    }
+    fs::remove_file(&path).unwrap();
+    let index = r#"{"weight_map":{"model.embed_tokens.weight":"../../../../dev/zero"}}"#;
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    check_refused(folder.path(), "an index that points elsewhere", "no plain file name");
+}
+
+/// Models of up to a terabyte, said of weights of some kilobytes.
+fn lying_configurations() {
+    let folder = tempfile::tempdir().unwrap();
+    RandomModel::new(wide(packed())).write_hf(folder.path(), false);
+    let path = folder.path().join("config.json");
+    let sound: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let everything = [
+        ("hidden_size", 131_072),
+        ("intermediate_size", 131_072),
+        ("num_hidden_layers", 1024),
+        ("num_attention_heads", 256),
+        ("num_key_value_heads", 256),
+        ("head_dim", 512),
+        ("vocab_size", 1 << 24),
+        ("max_position_embeddings", 1 << 20),
+    ];
+    let single = everything.iter().map(|one| vec![*one]);
+    for changes in single.chain([everything.to_vec()]) {
+        let mut config = sound.clone();
+        for (key, value) in &changes {
+            config[*key] = (*value).into();
+        }
+        fs::write(&path, config.to_string()).unwrap();
+        let result = check(folder.path(), &format!("{changes:?}"));
+        // A longer context alone costs nothing before a session asks for it.
+        assert_eq!(
+            result.is_ok(),
+            changes == [("max_position_embeddings", 1 << 20)],
+            "{changes:?}: {result:?}"
+        );
+    }
+    let empty = folder.path().join("model.safetensors");
+    fs::write(&empty, [2u64.to_le_bytes().as_slice(), b"{}"].concat()).unwrap();
+    check_refused(folder.path(), "a terabyte without weights", "model.embed_tokens.weight");
+}
+
+/// Flipped bits in what describes the weights make lies that nobody thought of.
+fn damaged_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let hf =
+        RandomModel::new(Recipe { n_layers: 1, ..wide(packed()) }).write_hf(&folder.path().join("hf"), false);
+    let tq1_0 = vec![StoredAs::Ternary(TernaryFormat::Tq1_0)];
+    let gguf = RandomModel::new(Recipe { n_layers: 1, ..wide(tq1_0) }).write_gguf(folder.path());
+    let mut random = Random(11);
+    for (model, file) in
+        [(&gguf, gguf.clone()), (&hf, hf.join("model.safetensors")), (&hf, hf.join("config.json"))]
+    {
+        let sound = fs::read(&file).unwrap();
+        for _ in 0..150 {
+            let mut bytes = sound.clone();
+            let at = random.below(sound.len().min(1500));
+            bytes[at] ^= 1 << random.below(8);
+            fs::write(&file, &bytes).unwrap();
+            // Whether it is refused is the theme of another test.
+            let _ = check(model, &format!("{} with a bit of byte {at} flipped", file.display()));
+        }
+        fs::write(&file, sound).unwrap();
+    }
+}
