@@ -16,7 +16,7 @@ use bitnet_quant::packing::{PackError, TernaryFormat};
 
 use crate::Result;
 use crate::config::{Architecture, Keys, ModelConfig, RopeScaling};
-use crate::convert::output::{ModelWriter, RowSink, bad_tensor};
+use crate::convert::output::{ModelWriter, RowSink, bad_tensor, check_shape};
 use crate::convert::{WriteProgress, metadata};
 use crate::sampling::mix;
 use crate::source::{Part, Proj, Role};
@@ -172,7 +172,7 @@ pub fn write(path: &Path, options: &SynthOptions, progress: &mut dyn FnMut(Write
                 file.add(weight, &[cols, rows], (*embedding).into(), Content::Embedding { rows, cols });
             }
             Role::Layer(_, Part::Proj(proj)) => {
-                format.check_shape(rows, cols).map_err(|e| bad_tensor(path, &weight, e))?;
+                check_shape(*format, &weight, rows, cols, path)?;
                 let scale = scale(proj, cols, config.n_layers);
                 let d = if scale_beside { 1.0 } else { scale };
                 file.add(weight, &[cols, rows], ggml_type, Content::Ternary { rows, cols, d });

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use bitnet_core::file::Mapping;
 use bitnet_core::file::gguf::Gguf;
 use bitnet_core::tokenizer::Message;
+use bitnet_inference::config::{ModelConfig, RopeScaling};
 use bitnet_inference::convert::{self, ConvertOptions, ConvertReport};
-use bitnet_inference::source::{self, Part, Proj, Role, Source};
+use bitnet_inference::source::{self, Part, Proj, Role, Source, StoredData, StoredTensor, TextParts};
 use bitnet_inference::{Model, ModelOptions, SessionOptions, embedded_source, synth};
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::kernels::Activation;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 use crate::synth::tiny;
@@ -296,39 +298,93 @@ fn the_input_is_not_overwritten() {
 }
 
 #[test]
-fn what_other_engines_would_misread_is_refused() {
+fn what_gguf_cannot_say_is_refused_by_name() {
     let output = Output::new();
-    let path = output.path("q2.gguf");
-    synth::write(&path, &tiny("2b-4t", I2_S), &mut |_| ()).unwrap();
-    let source = Missing(open(&path));
-    let refused = output.convert(&source, &to(I2_S)).unwrap_err();
-    assert!(refused.contains("blk.1.ffn_up.weight") && refused.contains("missing"), "{refused}");
+    let path = output.path("model.gguf");
+    let refused = |shape: &str, change: fn(&mut Changed)| {
+        synth::write(&path, &tiny(shape, I2_S), &mut |_| ()).unwrap();
+        let mut source = Changed::new(open(&path));
+        change(&mut source);
+        output.convert(&source, &to(I2_S)).unwrap_err()
+    };
+    let message = refused("2b-4t", |source| source.tensor = |_| None);
+    assert!(message.contains("`blk.1.ffn_up.weight` is missing"), "{message}");
+    let message = refused("2b-4t", |source| {
+        source.tensor = |tensor| {
+            let data = match tensor.data {
+                StoredData::Ternary { bytes, scale, .. } => {
+                    StoredData::Ternary { format: TernaryFormat::Q2_0, bytes, scale }
+                }
+                other => other,
+            };
+            Some(StoredTensor { data, ..tensor })
+        };
+    });
+    assert!(message.contains("`blk.1.ffn_up.weight`") && message.contains("not quantised"), "{message}");
+    let message = refused("8b", |source| source.config.activation = Activation::Relu2);
+    assert!(message.contains("relu2") && message.contains("llama"), "{message}");
+    let message = refused("2b-4t", |source| source.config.rope_scaling = RopeScaling::Factors(vec![2.0; 32]));
+    assert!(message.contains("rotary frequencies") && message.contains("bitnet-b1.58"), "{message}");
+    let message = refused("8b", |source| source.config.rope_theta = 0.1 + 10_000.0);
+    assert!(message.contains("rope_theta"), "{message}");
 }
 
-/// A model that lacks one tensor.
-#[derive(Debug)]
-struct Missing(Box<dyn Source>);
+#[test]
+fn stretched_frequencies_come_back() {
+    let output = Output::new();
+    let path = output.path("model.gguf");
+    synth::write(&path, &tiny("8b", I2_S), &mut |_| ()).unwrap();
+    let mut source = Changed::new(open(&path));
+    for scaling in [RopeScaling::Linear { factor: 4.0 }, RopeScaling::Factors(vec![1.5; 32])] {
+        source.config.rope_scaling = scaling;
+        let (path, _) = output.convert(&source, &to(I2_S)).unwrap();
+        assert_eq!(*open(&path).config(), source.config);
+        assert_same_logits(&source, &path);
+    }
+}
 
-impl Source for Missing {
+/// A model with another configuration, or another tensor in place of `ffn_up` of layer 1.
+#[derive(Debug)]
+struct Changed {
+    inner: Box<dyn Source>,
+    config: ModelConfig,
+    tensor: fn(StoredTensor) -> Option<StoredTensor>,
+}
+
+impl Changed {
+    fn new(inner: Box<dyn Source>) -> Self {
+        Changed { config: inner.config().clone(), inner, tensor: Some }
+    }
+}
+
+impl Source for Changed {
     fn path(&self) -> &Path {
-        self.0.path()
+        self.inner.path()
     }
+
     fn format_name(&self) -> &'static str {
-        self.0.format_name()
+        self.inner.format_name()
     }
+
     fn architecture(&self) -> &str {
-        self.0.architecture()
+        self.inner.architecture()
     }
-    fn config(&self) -> &bitnet_inference::config::ModelConfig {
-        self.0.config()
+
+    fn config(&self) -> &ModelConfig {
+        &self.config
     }
-    fn tensor(&self, role: Role) -> bitnet_inference::Result<Option<source::StoredTensor>> {
-        if role == Role::Layer(1, Part::Proj(Proj::Up)) { Ok(None) } else { self.0.tensor(role) }
+
+    fn tensor(&self, role: Role) -> bitnet_inference::Result<Option<StoredTensor>> {
+        let tensor = self.inner.tensor(role)?;
+        let is_changed = role == Role::Layer(1, Part::Proj(Proj::Up));
+        Ok(if is_changed { tensor.and_then(self.tensor) } else { tensor })
     }
+
     fn unused_tensors(&self) -> Vec<String> {
-        self.0.unused_tensors()
+        self.inner.unused_tensors()
     }
-    fn text(&self) -> bitnet_inference::Result<Option<source::TextParts>> {
-        self.0.text()
+
+    fn text(&self) -> bitnet_inference::Result<Option<TextParts>> {
+        self.inner.text()
     }
 }

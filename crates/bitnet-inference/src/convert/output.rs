@@ -6,6 +6,7 @@ use bitnet_core::Error as CoreError;
 use bitnet_core::Result as CoreResult;
 use bitnet_core::file::TensorSink;
 use bitnet_core::file::gguf::{GgmlType, GgufWriter};
+use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 /// How far writing a model has come, in weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,4 +71,24 @@ impl RowSink<'_, '_> {
 /// The error of a tensor that the output cannot hold.
 pub(crate) fn bad_tensor(path: &Path, name: &str, problem: impl std::fmt::Display) -> CoreError {
     CoreError::bad_tensor(path, name, format!("cannot be written: {problem}"))
+}
+
+/// Whether `format` can hold a tensor; the error names the formats that can.
+pub(crate) fn check_shape(
+    format: TernaryFormat,
+    name: &str,
+    rows: usize,
+    cols: usize,
+    path: &Path,
+) -> CoreResult<()> {
+    format.check_shape(rows, cols).map_err(|e| {
+        let all = [TernaryFormat::I2s(I2sLayout::Block128), TernaryFormat::Tq1_0, TernaryFormat::Tq2_0];
+        let able: Vec<_> =
+            all.iter().filter(|f| f.check_shape(rows, cols).is_ok()).map(|f| f.name()).collect();
+        let hint = match able.as_slice() {
+            [] => "no ternary type of GGUF can hold it".to_owned(),
+            able => format!("{} can hold it", able.join(", ")),
+        };
+        bad_tensor(path, name, format!("{e}; {hint}"))
+    })
 }

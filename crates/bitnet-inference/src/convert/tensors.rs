@@ -5,9 +5,9 @@ use std::path::Path;
 use bitnet_core::file::gguf::GgufWriter;
 use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::packing::{I2sLayout, TernaryFormat};
+use bitnet_quant::packing::TernaryFormat;
 
-use super::output::{ModelWriter, RowSink, WriteProgress, bad_tensor};
+use super::output::{ModelWriter, RowSink, WriteProgress, bad_tensor, check_shape};
 use super::ternary::TernaryOutput;
 use super::{ConvertOptions, metadata};
 use crate::Result;
@@ -118,10 +118,7 @@ impl<'a> Tensors<'a> {
                 return Err(metadata::unsupported(path, what, hint));
             }
             StoredData::Ternary { .. } | StoredData::Master(..) => {
-                self.output.format.check_shape(rows, cols).map_err(|e| {
-                    let hint = alternatives(rows, cols);
-                    bad_tensor(path, &stored.name, format!("{e}; {hint}"))
-                })?;
+                check_shape(self.output.format, &stored.name, rows, cols, path)?;
                 let ggml_type = metadata::ggml_type(self.output.format)?;
                 self.file.add(
                     format!("{stem}.weight"),
@@ -186,16 +183,6 @@ fn row_order(role: Role, config: &ModelConfig) -> RowOrder {
 
 fn is_vector(role: Role) -> bool {
     !matches!(role, Role::Embedding | Role::Head | Role::Layer(_, Part::Proj(_)))
-}
-
-/// The types that hold a shape which the chosen one does not, as a sentence.
-fn alternatives(rows: usize, cols: usize) -> String {
-    let all = [TernaryFormat::I2s(I2sLayout::Block128), TernaryFormat::Tq1_0, TernaryFormat::Tq2_0];
-    let able: Vec<_> = all.iter().filter(|f| f.check_shape(rows, cols).is_ok()).map(|f| f.name()).collect();
-    match able.as_slice() {
-        [] => "no ternary type of GGUF holds it; use the model as it is".into(),
-        able => format!("{} can hold it", able.join(", ")),
-    }
 }
 
 /// Writes a dense tensor, as it is where the formats agree.
