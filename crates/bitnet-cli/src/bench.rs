@@ -7,12 +7,18 @@ mod rounds;
 use std::io::{self, Write};
 use std::time::Instant;
 
+use anyhow::Context;
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
-use bitnet_inference::{Model, Session, SessionOptions};
+use bitnet_inference::synth::{self, SynthOptions, SynthShape};
+use bitnet_inference::{Model, Session, SessionOptions, source};
+use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Kernels;
+use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 use bitnet_quant::threads::Threads;
 use clap::Args;
+use tempfile::NamedTempFile;
 
+use crate::convert::ProgressLine;
 use crate::model::{ModelArgs, print_notices};
 use crate::session::KvFormat;
 use limits::Limits;
@@ -32,10 +38,14 @@ use report::Report;
     that are read.\n\n\
     Examples:\n  \
     bitnet bench\n  \
+    bitnet bench --shape 2b-4t\n  \
     bitnet bench --model model.gguf --prompt-tokens 512 --gen-tokens 128 --threads 2 --json")]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// A random model of this shape, made for the run in the folder for temporary files, instead of --model.
+    #[arg(long, value_parser = SynthShape::NAMES, conflicts_with = "model")]
+    shape: Option<String>,
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: u32,
@@ -61,8 +71,12 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
     let options = args.model.compute.options()?;
     let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
+    let made = args.shape.as_deref().map(model_of_shape).transpose()?;
     let start = Instant::now();
-    let source = args.model.source.open()?;
+    let source = match &made {
+        Some(file) => source::open(file.path(), I2sLayout::default())?,
+        None => args.model.source.open()?,
+    };
     let model = crate::model::load(&*source, &options)?;
     let load_s = start.elapsed().as_secs_f64();
     print_notices(&model);
@@ -79,7 +93,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let after = Limits::measure(kernels, &threads);
 
     let report = Report {
-        model: source.path().display().to_string(),
+        model: args.shape.clone().unwrap_or_else(|| source.path().display().to_string()),
         threads: model.n_threads(),
         isa: model.kernels_name(),
         load_s,
@@ -101,6 +115,21 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         report.print(&mut stdout)?
     }
     Ok(())
+}
+
+/// A random model in the layout of the official files; it is gone when the file is dropped.
+fn model_of_shape(name: &str) -> anyhow::Result<NamedTempFile> {
+    let shape = SynthShape::named(name).with_context(|| format!("there is no shape `{name}`"))?;
+    let file = tempfile::Builder::new().prefix("bitnet-").suffix(".gguf").tempfile()?;
+    let options = SynthOptions {
+        shape,
+        format: TernaryFormat::I2s(I2sLayout::default()),
+        embedding: DenseFormat::F16,
+        seed: 0,
+    };
+    let mut line = ProgressLine::new("making a model");
+    synth::write(file.path(), &options, &mut |progress| line.show(progress))?;
+    Ok(file)
 }
 
 /// Multiplications of a token with the projections of all layers.
