@@ -67,16 +67,24 @@ impl HybridMemoryPool {
     pub fn allocate(&self, size: usize, alignment: usize, device: &Device) -> Result<MemoryHandle> {
         device.check()?;
         let out_of_memory = |reason| Error::OutOfMemory { requested: size, reason };
-        let layout = Layout::from_size_align(size.max(1), alignment)
-            .map_err(|_| out_of_memory("the size or the alignment is not one that memory can have"))?;
-        self.shared.reserve(layout.size()).map_err(out_of_memory)?;
+        let impossible = || out_of_memory("the size or the alignment is not one that memory can have");
+        if !alignment.is_power_of_two() {
+            return Err(impossible());
+        }
+        // Aligned here, not by the allocator: asked for an alignment, it would write the zeros itself, and so touch
+        // every page of a cache that may never be used.
+        let padded = size.max(1).checked_add(alignment - 1).ok_or_else(impossible)?;
+        let layout = Layout::from_size_align(padded, 1).map_err(|_| impossible())?;
+        self.shared.reserve(size).map_err(out_of_memory)?;
         // SAFETY: the layout's size is at least 1.
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            self.shared.allocated.fetch_sub(layout.size(), Ordering::Relaxed);
+        let Some(block) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+            self.shared.allocated.fetch_sub(size, Ordering::Relaxed);
             return Err(out_of_memory("the system has no more"));
         };
+        // SAFETY: at most `alignment - 1` bytes, by which the block is longer than `size`.
+        let start = unsafe { block.add(block.align_offset(alignment)) };
         self.shared.allocations.fetch_add(1, Ordering::Relaxed);
-        Ok(MemoryHandle { start, size, layout, device: *device, pool: self.shared.clone() })
+        Ok(MemoryHandle { start, size, block, layout, device: *device, pool: self.shared.clone() })
     }
 
     /// Gives memory back; dropping the handle does the same without the check.
@@ -132,6 +140,7 @@ pub fn release_freed_memory() {
 pub struct MemoryHandle {
     start: NonNull<u8>,
     size: usize,
+    block: NonNull<u8>,
     layout: Layout,
     device: Device,
     pool: Arc<Shared>,
@@ -155,7 +164,7 @@ impl MemoryHandle {
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: `size` bytes from `start` were allocated, zeroed, and are owned by this handle.
+        // SAFETY: `size` bytes from `start` lie in the block, which was allocated, zeroed, and is owned by this handle.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size) }
     }
 
@@ -169,8 +178,8 @@ impl MemoryHandle {
 impl Drop for MemoryHandle {
     fn drop(&mut self) {
         // SAFETY: allocated in `allocate` with this layout, and dropped once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
-        self.pool.allocated.fetch_sub(self.layout.size(), Ordering::Relaxed);
+        unsafe { dealloc(self.block.as_ptr(), self.layout) };
+        self.pool.allocated.fetch_sub(self.size, Ordering::Relaxed);
         self.pool.deallocations.fetch_add(1, Ordering::Relaxed);
     }
 }
