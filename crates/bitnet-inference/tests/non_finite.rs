@@ -15,6 +15,10 @@ use crate::common::{KV_DTYPES, THREADS, bits, isas, open, session};
 
 /// The layer, the operation and the position of an error.
 type Place = (Option<usize>, &'static str, usize);
+/// A way of running the prompt on a session.
+type Way<'a> = &'a dyn Fn(&mut Session) -> Result<(), Error>;
+/// What breaks a model, and the layer and the operation that meet it.
+type Case<'a> = (&'a dyn Fn(&mut RandomModel), Option<usize>, &'static str);
 
 /// The id whose embedding is broken, and where it stands in the prompt.
 const BROKEN_ID: u32 = 5;
@@ -73,7 +77,7 @@ fn check(folder: &Path, kv_dtypes: &[BitNetDType], want: Place, after: impl Fn(&
             let model = open(folder, isa, n_threads);
             for &kv in kv_dtypes {
                 for chunk in [PROMPT.len(), 1, 7] {
-                    let ways: [&dyn Fn(&mut Session) -> Result<(), Error>; 3] = [
+                    let ways: [Way<'_>; 3] = [
                         &|s| s.forward(&PROMPT).map(|_| ()),
                         &|s| s.forward_all(&PROMPT, |_, _| Ok(())),
                         &|s| token_by_token(s, &PROMPT),
@@ -135,7 +139,7 @@ fn every_broken_weight_is_named_by_the_operation_that_meets_it() {
     let norm = |m: &mut RandomModel, role, value| m.tensor(role).values[4] = value;
     let attention_input = "the input of attention";
     let ffn_output = "the output of the feed-forward network";
-    let cases: [(&dyn Fn(&mut RandomModel), Option<usize>, &'static str); 14] = [
+    let cases: [Case<'_>; 14] = [
         (&|m| norm(m, Role::Layer(1, Part::AttnNorm), f32::NAN), Some(1), attention_input),
         (&|m| norm(m, Role::Layer(1, Part::AttnNorm), f32::NEG_INFINITY), Some(1), attention_input),
         (&|m| scale(m, proj(0, Proj::Q), f32::NAN), Some(0), "the output of attention"),
