@@ -1,5 +1,7 @@
 //! The program as its users meet it: arguments in; output, errors and exit status out.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod bench;
 mod chat;
 mod errors;
