@@ -54,7 +54,6 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
     if !args.quiet {
         print_notices(&model);
-        sampling.print_seed();
     }
     let text = model.text()?;
     let ids = prompt_ids(text, prompt, args)?;
@@ -62,6 +61,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let options =
         GenerateOptions { logprobs: args.logprobs, ..args.generation.options(sampling.options.clone()) };
     let mut answer = session.generate_from(&ids, &options)?;
+    if !args.quiet {
+        sampling.print_seed();
+    }
 
     // From here on Ctrl-C leaves the text whole as far as it goes.
     interrupt::install()?;

@@ -1,0 +1,26 @@
+//! `bitnet bench`
+
+use crate::{json, quiet_success};
+
+#[test]
+fn rates_and_shares_belong_together() {
+    let args =
+        ["bench", "--json", "--prompt-tokens", "8", "--gen-tokens", "4", "--repeat", "2", "--threads", "2"];
+    let object = json(&quiet_success(&args));
+    let number = |key: &str| object[key].as_f64().unwrap_or_else(|| panic!("no {key} in {object}"));
+    assert_eq!((number("threads"), number("pp_tokens"), number("tg_tokens")), (2.0, 8.0, 4.0));
+    for rate in ["pp_tok_s", "tg_tok_s"] {
+        let (min, max) = (number(&format!("{rate}_min")), number(&format!("{rate}_max")));
+        assert!(0.0 < min && min <= number(rate) && number(rate) <= max);
+    }
+    // Packed projections, the head in two bytes, and keys and values of 8 layers: 3.5 positions on average.
+    let (projections, head, kv) = (1_572_864, 2048 * 256 * 2, 2 * 8 * 128 * 3 * 2);
+    assert_eq!(object["tg_bytes_per_token"], projections + head + kv);
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
+    assert!(close(number("tg_gb_s"), number("tg_bytes_per_token") * number("tg_tok_s") / 1e9));
+    let peak = number("peak_gb_s_before").max(number("peak_gb_s_after"));
+    assert!(close(number("tg_peak_share"), number("tg_gb_s") / peak));
+    assert!(close(number("pp_gop_s"), 2.0 * 6_291_456.0 * number("pp_tok_s") / 1e9));
+    assert!(close(number("pp_int8_share"), number("pp_gop_s") / number("int8_peak_gop_s")));
+    assert!(number("load_s") > 0.0 && object["isa"].is_string() && object["model"].is_string());
+}

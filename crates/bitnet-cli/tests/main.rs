@@ -1,0 +1,76 @@
+//! The program as its users meet it: arguments in; output, errors and exit status out.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod bench;
+mod chat;
+mod errors;
+mod help;
+mod inspect;
+mod logits;
+mod run;
+mod tokenize;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a call of the program left behind.
+struct Output {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// The program, without anything that the tests' surroundings could tell it.
+fn bitnet(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+    command.args(args).env_remove("BITNET_ISA").env_remove("COLUMNS").stdin(Stdio::null());
+    command
+}
+
+fn call(args: &[&str]) -> Output {
+    finish(bitnet(args))
+}
+
+fn call_with_stdin(args: &[&str], stdin: &str) -> Output {
+    let mut command = bitnet(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // Small enough for the buffer of any pipe.
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    output(child.wait_with_output().unwrap())
+}
+
+fn finish(mut command: Command) -> Output {
+    output(command.output().unwrap())
+}
+
+fn output(output: std::process::Output) -> Output {
+    Output {
+        status: output.status.code().expect("not ended by a signal"),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A call that succeeds and has nothing to say on standard error.
+fn quiet_success(args: &[&str]) -> String {
+    let output = call(args);
+    assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{args:?}");
+    output.stdout
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e} in {text}"))
+}
+
+/// The reference results of the engine's tests.
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../bitnet-inference/tests/goldens")
+}
+
+/// Prompts, ids and texts of the stories model.
+fn stories() -> serde_json::Value {
+    json(&std::fs::read_to_string(goldens().join("stories/golden.json")).unwrap())
+}

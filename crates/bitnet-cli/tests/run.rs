@@ -1,0 +1,113 @@
+//! `bitnet run`
+
+use std::io::Read;
+use std::process::Stdio;
+
+use crate::{bitnet, call, call_with_stdin, finish, json, quiet_success, stories};
+
+const SNAIL: &str = "tell me a short story about a robot and a snail";
+
+/// Runs a prompt of the reference and compares the text. Only for prompts at which no two tokens are so equally likely
+/// that the last bit of a sum, which the reference does not define, chooses between them.
+fn compare_with_reference(prompt: usize, args: &[&str], end: &str) {
+    let golden = &stories()["prompts"][prompt];
+    let n = golden["greedy_ids"].as_array().unwrap().len().to_string();
+    let text = quiet_success(&[&["run", "--kv", "f32", "--max-tokens", &n], args].concat());
+    // The reference prints the token that ends an answer.
+    let want = golden["greedy_text"].as_str().unwrap();
+    let want = ["<|eot_id|>", "<|end_of_text|>"].iter().fold(want, |w, e| w.strip_suffix(e).unwrap_or(w));
+    assert_eq!(text, format!("{want}{end}"));
+}
+
+#[test]
+fn raw_greedy_continuations_equal_the_reference() {
+    for prompt in [1, 2] {
+        let golden = &stories()["prompts"][prompt]["prompt"];
+        let text = golden.as_str().unwrap().strip_prefix("<|begin_of_text|>").unwrap();
+        compare_with_reference(prompt, &["--raw", "--prompt", text], "");
+    }
+}
+
+#[test]
+fn answers_in_the_chat_format_equal_the_reference() {
+    let messages = &stories()["prompts"][5]["messages"];
+    let content = |i: usize| messages[i]["content"].as_str().unwrap();
+    let args = ["--temperature", "0", "--system", content(0), "--prompt", content(1)];
+    compare_with_reference(5, &args, "\n");
+}
+
+#[test]
+fn flags_that_change_no_result_change_none() {
+    let args = ["run", "--raw", "--prompt", "Once upon a time", "--max-tokens", "24"];
+    let want = quiet_success(&args);
+    for flags in [
+        &["--threads", "1"] as &[&str],
+        &["--threads", "3", "--chunk", "2"],
+        &["--head", "f16"],
+        &["--no-cache", "--device", "cpu", "--i2s-layout", "row4"],
+        &["--context", "64", "--seed", "5"],
+    ] {
+        assert_eq!(quiet_success(&[&args, flags].concat()), want, "{flags:?}");
+    }
+    let mut scalar = bitnet(&args);
+    scalar.env("BITNET_ISA", "scalar");
+    assert_eq!(finish(scalar).stdout, want);
+}
+
+#[test]
+fn a_drawn_seed_is_printed_and_gives_the_same_answer_again() {
+    let args = ["run", "--prompt", "Tell me a story", "--max-tokens", "30"];
+    let first = call(&args);
+    let seed = first.stderr.trim().strip_prefix("seed: ").expect("the model's authors suggest to sample");
+    assert_eq!(quiet_success(&[&args[..], &["--seed", seed]].concat()), first.stdout);
+    let other = quiet_success(&[&args[..], &["--quiet", "--temperature", "1.5"]].concat());
+    assert_ne!(other, first.stdout);
+}
+
+#[test]
+fn json_has_text_counts_reason_and_seed() {
+    let prompt = call_with_stdin(
+        &["run", "--prompt", "-", "--temperature", "0", "--json", "--logprobs", "2", "--max-tokens", "4"],
+        &format!("{SNAIL}\n"),
+    );
+    let object = json(&prompt.stdout);
+    assert_eq!(object["text"], "A big storm came");
+    assert_eq!(object["prompt_tokens"], stories()["prompts"][4]["ids"].as_array().unwrap().len());
+    assert_eq!((&object["generated_tokens"], &object["finish_reason"]), (&4.into(), &"length".into()));
+    assert!(object["seed"].is_null(), "greedy choices have none");
+    let logprobs = object["logprobs"].as_array().unwrap();
+    assert_eq!((logprobs.len(), logprobs[0]["top"].as_array().unwrap().len()), (4, 2));
+    assert!(
+        logprobs.iter().all(|l| l["token"] == l["top"][0]["token"] && l["logprob"].as_f64().unwrap() <= 0.0)
+    );
+
+    let sampled = quiet_success(&["run", "--prompt", SNAIL, "--json", "--seed", "9"]);
+    let sampled = json(&sampled);
+    assert_eq!((&sampled["seed"], &sampled["finish_reason"]), (&9.into(), &"stop".into()));
+}
+
+#[test]
+fn logprobs_are_json_lines_beside_the_text() {
+    let output =
+        call(&["run", "--raw", "--prompt", "Once upon a time", "--max-tokens", "3", "--logprobs", "1"]);
+    let lines: Vec<_> = output.stderr.lines().map(json).collect();
+    let text: String = lines.iter().map(|l| l["text"].as_str().unwrap()).collect();
+    assert_eq!((lines.len(), text), (3, output.stdout));
+}
+
+#[test]
+fn stop_texts_end_the_answer() {
+    let args = ["run", "--temperature", "0", "--prompt", SNAIL, "--stop", "Kroolf", "--stop", " park"];
+    assert_eq!(quiet_success(&args), "A big storm came to the\n");
+}
+
+#[test]
+fn a_closed_output_is_no_failure() {
+    let mut command = bitnet(&["run", "--raw", "--prompt", "Once upon a time", "--max-tokens", "200"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    // The reading end is closed here, long before the answer ends.
+    let output = crate::output(child.wait_with_output().unwrap());
+    assert_eq!((output.status, output.stderr.as_str()), (0, ""));
+}
