@@ -83,7 +83,7 @@ impl Report {
         }
         writeln!(
             out,
-            "pp {:>5} tokens  {:>9.2} tok/s  ({:.2} to {:.2})  {:.1} GOP/s, {:.1} % of {:.1}",
+            "pp {:>5} tokens  {:>9.2} tok/s  ({:.2} to {:.2})  {:.1} GOP/s, {:.1} % of the kernel's {:.1}",
             self.pp_tokens,
             self.pp.median,
             self.pp.min,
@@ -94,7 +94,7 @@ impl Report {
         )?;
         writeln!(
             out,
-            "tg {:>5} tokens  {:>9.2} tok/s  ({:.2} to {:.2})  {:.1} MB a token, {:.2} GB/s, {:.1} % of {:.2}",
+            "tg {:>5} tokens  {:>9.2} tok/s  ({:.2} to {:.2})  {:.1} MB a token, {:.2} GB/s, {:.1} % of the memory's {:.2}",
             self.tg_tokens,
             self.tg.median,
             self.tg.min,
