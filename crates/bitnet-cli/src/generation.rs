@@ -54,8 +54,10 @@ impl Speed {
     /// Takes note that a piece has come.
     pub(crate) fn count(&mut self, answer: &Generation<'_>) {
         self.end = Instant::now();
-        self.first.get_or_insert(self.end);
         self.generated_tokens = answer.n_generated();
+        if self.generated_tokens > 0 {
+            self.first.get_or_insert(self.end);
+        }
     }
 
     /// A line for the user.

@@ -87,7 +87,7 @@ impl Session {
 
 /// An answer in the making: an iterator over pieces of text, some of which may be empty.
 ///
-/// The prompt is computed when the first piece is asked for.
+/// The prompt is computed when the first pieces are asked for, a chunk at a time.
 #[derive(Debug)]
 pub struct Generation<'s> {
     session: &'s mut Session,
@@ -159,6 +159,14 @@ impl Generation<'_> {
     }
 
     fn next_piece(&mut self) -> Result<Option<String>> {
+        // A long prompt comes in several pieces of no text, so that whoever asks for them can stop in between.
+        let chunk = self.session.chunk();
+        if self.finished.is_none() && self.pending.len() > chunk {
+            let rest = self.pending.split_off(chunk);
+            let part = std::mem::replace(&mut self.pending, rest);
+            self.session.extend(&part)?;
+            return Ok(Some(String::new()));
+        }
         match self.next_token()? {
             Some(token) => {
                 let piece = self.text.push(token)?;
@@ -300,6 +308,22 @@ mod tests {
         let first = text(&mut session, "Tell me a story about a fox", &options);
         text(&mut session, "Tell me a story about a bear", &options);
         assert_eq!(text(&mut session, "Tell me a story about a fox", &options), first);
+    }
+
+    #[test]
+    fn a_long_prompt_can_be_stopped_between_its_chunks() {
+        let model = Model::embedded().unwrap();
+        let prompt = model.text().unwrap().encode("Once upon a time, in a small village,").unwrap();
+        let options = GenerateOptions { max_tokens: 3, ..Default::default() };
+        let pieces = |chunk: usize| -> Vec<String> {
+            let mut session =
+                model.session(SessionOptions { chunk: Some(chunk), ..Default::default() }).unwrap();
+            session.generate_from(&prompt, &options).unwrap().map(|p| p.unwrap()).collect()
+        };
+        let (whole, chunked) = (pieces(64), pieces(3));
+        let before_text = chunked.len() - whole.len();
+        assert_eq!(before_text, (prompt.len() - 1) / 3);
+        assert!(chunked[..before_text].iter().all(String::is_empty) && chunked[before_text..] == whole);
     }
 
     #[test]

@@ -99,6 +99,17 @@ impl Session {
         self.cache.truncate(len);
     }
 
+    /// Tokens of a prompt that are computed together.
+    pub fn chunk(&self) -> usize {
+        self.state.chunk
+    }
+
+    /// Appends `tokens` without computing any logits.
+    pub fn extend(&mut self, tokens: &[u32]) -> Result<()> {
+        let _env = DefaultFloatEnv::enter();
+        self.chunks(tokens, |_, _, _| Ok(()))
+    }
+
     /// Appends `tokens` and returns the logits that follow the last: (vocab_size).
     ///
     /// After [`Error::NonFinite`] the session holds the tokens before the broken one, as if they had come alone.
