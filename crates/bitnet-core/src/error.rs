@@ -120,9 +120,9 @@ pub enum Error {
     #[error("chat template: {0}; run with --raw to send the prompt without a template")]
     ChatTemplate(String),
     /// The program was built without the backend.
-    #[error("this build has no {feature} backend; use --device cpu, or build with the feature `{feature}`")]
+    #[error("this build has no {feature} backend; use --device cpu")]
     NotCompiled {
-        /// The cargo feature that adds it.
+        /// The name of the backend.
         feature: &'static str,
     },
     /// The backend is compiled in, but the machine lacks what it needs.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bitnet_core::Error as CoreError;
 use bitnet_core::file::Mapping;
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::memory::{HybridMemoryPool, release_freed_memory};
@@ -91,6 +92,7 @@ impl Model {
             None => (None, None),
         };
         let weights = weights?;
+        refuse_unused(source)?;
         // Building a large vocabulary leaves tens of megabytes behind.
         release_freed_memory();
         Ok(Model {
@@ -150,6 +152,23 @@ impl Model {
     /// The pool that converted weights and sessions live in.
     pub fn pool(&self) -> &HybridMemoryPool {
         &self.inner.pool
+    }
+}
+
+/// Refuses tensors that would change the results and that no part of this model takes: leaving them out would not
+/// fail, but give other answers than the model's. Tables that can be computed are no such tensors.
+fn refuse_unused(source: &dyn Source) -> Result<()> {
+    const COMPUTED: [&str; 3] = ["inv_freq", "masked_bias", "rope_freqs.weight"];
+    let unused = source.unused_tensors();
+    // A tied model may come with the copy of its embedding.
+    let matters =
+        |name: &&String| *name != "lm_head.weight" && !COMPUTED.iter().any(|end| name.ends_with(end));
+    match unused.iter().find(matters) {
+        None => Ok(()),
+        Some(name) => {
+            let problem = format!("has no place in a {} model of this configuration", source.architecture());
+            Err(CoreError::bad_tensor(source.path(), name, problem).into())
+        }
     }
 }
 

@@ -68,12 +68,13 @@ impl Sampler {
         check(o.temperature >= 0.0 && o.temperature.is_finite(), "the temperature", "a number from 0")?;
         check(o.top_p > 0.0 && o.top_p <= 1.0, "top-p", "above 0 and at most 1")?;
         check((0.0..=1.0).contains(&o.min_p), "min-p", "between 0 and 1")?;
-        let positive = o.repetition_penalty > 0.0 && o.repetition_penalty.is_finite();
-        check(positive, "the repetition penalty", "a positive number")?;
+        let moderate = (1e-3..=1e3).contains(&o.repetition_penalty);
+        check(moderate, "the repetition penalty", "between 0.001 and 1000")?;
         let finite = o.presence_penalty.is_finite() && o.frequency_penalty.is_finite();
         check(finite, "presence and frequency penalties", "finite numbers")?;
-        let biases = o.logit_bias.iter().all(|(id, b)| (*id as usize) < vocab_size && !b.is_nan());
-        check(biases, "logit biases", "numbers for ids of the vocabulary")?;
+        let bias_is_sane = |b: f32| b.is_finite() || b == f32::NEG_INFINITY;
+        let biases = o.logit_bias.iter().all(|(id, b)| (*id as usize) < vocab_size && bias_is_sane(*b));
+        check(biases, "logit biases", "finite, or minus infinity, and for ids of the vocabulary")?;
         Ok(Sampler {
             options,
             logits: Vec::with_capacity(vocab_size),
@@ -91,7 +92,12 @@ impl Sampler {
         if temperature == 0.0 {
             return argmax(&self.logits);
         }
-        self.logits.iter_mut().for_each(|l| *l /= temperature);
+        // Relative to the highest, which stays 0: no temperature is so low that all candidates vanish.
+        let max = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if max == f32::NEG_INFINITY {
+            return argmax(&self.logits);
+        }
+        self.logits.iter_mut().for_each(|l| *l = (*l - max) / temperature);
         self.candidates.clear();
         self.candidates.extend(0..self.logits.len() as u32);
         self.keep_top_k();
@@ -339,6 +345,22 @@ mod tests {
     }
 
     #[test]
+    fn the_lowest_temperatures_take_the_most_likely_and_forbidden_tokens_never_come() {
+        for temperature in [f32::MIN_POSITIVE, 1e-40, 1e-10, 1e-3] {
+            for top_p in [0.5, 1.0] {
+                let options = SamplingOptions { temperature, top_p, min_p: 0.1, ..Default::default() };
+                assert_eq!(sampler(options).sample(&LOGITS, &[], 0, 1), 2);
+            }
+        }
+        let forbidden = (0..5).map(|id| (id, f32::NEG_INFINITY));
+        let all_but_3 = forbidden.clone().filter(|(id, _)| *id != 3).collect();
+        let options = SamplingOptions { temperature: 1.0, logit_bias: all_but_3, ..Default::default() };
+        assert_eq!(sampler(options.clone()).sample(&LOGITS, &[], 0, 1), 3);
+        let none = SamplingOptions { logit_bias: forbidden.collect(), ..options };
+        assert_eq!(sampler(none).sample(&LOGITS, &[], 0, 1), 0, "where all are forbidden, the lowest id");
+    }
+
+    #[test]
     fn log_probabilities_sum_to_one() {
         let log_p = log_probabilities(&LOGITS);
         let sum: f64 = (0..5).map(|id| exp64(log_p(id))).sum();
@@ -353,6 +375,7 @@ mod tests {
             SamplingOptions { top_p: 0.0, ..Default::default() },
             SamplingOptions { min_p: 1.5, ..Default::default() },
             SamplingOptions { repetition_penalty: 0.0, ..Default::default() },
+            SamplingOptions { logit_bias: vec![(0, f32::INFINITY)], ..Default::default() },
             SamplingOptions { logit_bias: vec![(5, 1.0)], ..Default::default() },
         ] {
             assert!(matches!(Sampler::new(options, 5), Err(Error::BadOption { .. })));

@@ -5,6 +5,17 @@ use bitnet_core::tokenizer::{ChatTemplate, GenerationConfig, Message, Tokenizer}
 use crate::Result;
 use crate::source::TextParts;
 
+/// Tokens that end a turn, whatever a file says: a vocabulary that has one of them uses it so.
+const END_OF_TURN: [&str; 7] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+];
+
 /// The textual side of a model.
 #[derive(Debug)]
 pub struct Text {
@@ -22,6 +33,8 @@ impl Text {
         let TextParts { tokenizer, chat_template, bos_token, eos_token, mut generation, .. } = parts;
         let chosen =
             ChatTemplate::choose(chat_template.as_deref(), architecture, &tokenizer, &bos_token, &eos_token)?;
+        let end_of_turn = END_OF_TURN.iter().filter_map(|token| tokenizer.token_to_id(token));
+        generation.eos_token_ids.extend(end_of_turn);
         generation.eos_token_ids.sort_unstable();
         generation.eos_token_ids.dedup();
         let (chat_template, notice) = chosen.map_or((None, None), |c| (Some(c.template), c.notice));

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use bitnet_core::conversion::{ConversionConfig, ConversionEngine};
 use bitnet_core::file::Bytes;
-use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool};
+use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool, MemoryHandle};
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error as CoreError};
 use bitnet_quant::dense::DenseFormat;
@@ -82,7 +82,7 @@ impl Matrix {
     fn size_bytes(&self) -> usize {
         match self {
             Matrix::BitLinear(w) | Matrix::TernaryF32(w) => w.size_bytes(),
-            Matrix::Dense(w) => w.bytes.len(),
+            Matrix::Dense(w) => w.bytes().len(),
         }
     }
 }
@@ -123,15 +123,30 @@ impl Ternary {
 /// A dense matrix as the file stores it.
 #[derive(Debug)]
 pub(crate) struct Dense {
-    bytes: Bytes,
+    bytes: DenseBytes,
     format: DenseFormat,
     rows: usize,
     cols: usize,
 }
 
+#[derive(Debug)]
+enum DenseBytes {
+    /// As they are in the file.
+    File(Bytes),
+    /// Rows brought into the engine's order.
+    Pool(MemoryHandle),
+}
+
 impl Dense {
     pub(crate) fn view(&self) -> DenseView<'_> {
-        DenseView::new(&self.bytes, self.rows, self.cols, self.format)
+        DenseView::new(self.bytes(), self.rows, self.cols, self.format)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            DenseBytes::File(bytes) => bytes,
+            DenseBytes::Pool(handle) => handle.as_slice(),
+        }
     }
 }
 
@@ -170,7 +185,7 @@ impl Weights {
         let projections = self.layers.iter().flat_map(|l| {
             [&l.q_proj, &l.k_proj, &l.v_proj, &l.o_proj, &l.gate_proj, &l.up_proj, &l.down_proj]
         });
-        projections.map(|p| p.matrix.size_bytes()).sum::<usize>() + self.head().bytes.len()
+        projections.map(|p| p.matrix.size_bytes()).sum::<usize>() + self.head().bytes().len()
     }
 
     /// The matrix of the head.
@@ -290,7 +305,18 @@ impl Loader<'_> {
     fn dense_matrix(&self, stored: &StoredTensor, format: DenseFormat, bytes: &Bytes) -> Result<Dense> {
         let StoredTensor { rows, cols, .. } = *stored;
         stored.check_dense_size(format, bytes.len(), self.source.path())?;
-        Ok(Dense { bytes: bytes.clone(), format, rows, cols })
+        let bytes = match stored.row_order {
+            RowOrder::Halves => DenseBytes::File(bytes.clone()),
+            order @ RowOrder::Interleaved { .. } => {
+                let mut ordered = self.pool.allocate(bytes.len(), ALIGNMENT, &Device::Cpu)?;
+                let row_bytes = bytes.len() / rows;
+                for (r, row) in ordered.as_mut_slice().chunks_exact_mut(row_bytes).enumerate() {
+                    row.copy_from_slice(&bytes[order.file_row(r) * row_bytes..][..row_bytes]);
+                }
+                DenseBytes::Pool(ordered)
+            }
+        };
+        Ok(Dense { bytes, format, rows, cols })
     }
 
     fn linear(&self, l: usize, proj: Proj, rows: usize, cols: usize) -> Result<Linear> {
@@ -302,18 +328,7 @@ impl Loader<'_> {
             None => None,
         };
         let matrix = match &stored.data {
-            StoredData::Dense(format, bytes) => {
-                if stored.row_order != RowOrder::Halves {
-                    return Err(self
-                        .bad(
-                            &stored,
-                            "is dense and has interleaved rows; convert the model again from its \
-                        safetensors",
-                        )
-                        .into());
-                }
-                Matrix::Dense(self.dense_matrix(&stored, *format, bytes)?)
-            }
+            StoredData::Dense(format, bytes) => Matrix::Dense(self.dense_matrix(&stored, *format, bytes)?),
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
             {

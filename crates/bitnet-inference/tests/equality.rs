@@ -200,11 +200,7 @@ fn recipes() -> impl Strategy<Value = (Recipe, usize, bool, bool)> {
                 projections.push(StoredAs::Dense(dense));
             }
             let recipe = Recipe {
-                // Dense layers of GGUF files that say `llama` have interleaved rows, which are not read.
-                architecture: match architecture {
-                    Architecture::Llama if gguf => Architecture::Qwen3,
-                    other => other,
-                },
+                architecture,
                 dim: if gguf { dim.div_ceil(4) * unit } else { dim * unit },
                 ffn_dim: if gguf { ffn_dim.div_ceil(4) * unit } else { ffn_dim * unit },
                 n_layers,

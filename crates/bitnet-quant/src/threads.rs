@@ -101,12 +101,11 @@ impl Threads {
     /// Allocates nothing. A job must not call `run` on the same pool.
     ///
     /// # Panics
-    /// When a piece panics, on whichever thread; the others are finished first.
+    /// When a piece panics, on whichever thread; no piece runs any more by then.
     pub fn run(&self, pieces: usize, job: &(dyn Fn(usize) + Sync)) {
         let _env = DefaultFloatEnv::enter();
         if self.workers.is_empty() || pieces <= 1 {
-            (0..pieces).for_each(job);
-            return;
+            return (0..pieces).for_each(job);
         }
         let _one_at_a_time = lock(&self.callers);
         let shared = &*self.shared;

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// The configuration's longest file; real ones are a few kilobytes.
 const MAX_BYTES: usize = 1 << 20;
+/// The class that names the architecture where the model type does not.
+const BITNET_CLASS: &str = "BitNetForCausalLM";
 /// ε of norms inside quantised layers where the configuration gives none.
 const DEFAULT_INPUT_NORM_EPS: f32 = 1e-6;
 
@@ -42,6 +44,10 @@ pub struct QuantizationConfig {
 #[derive(Deserialize)]
 struct RawConfig {
     model_type: Option<String>,
+    architectures: Option<Vec<String>>,
+    eos_token_id: Option<Ids>,
+    partial_rotary_factor: Option<f32>,
+    use_sliding_window: Option<bool>,
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
@@ -59,6 +65,13 @@ struct RawConfig {
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     quantization_config: Option<RawQuantization>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(u32),
+    Many(Vec<u32>),
 }
 
 #[derive(Deserialize)]
@@ -89,8 +102,10 @@ pub struct HfConfig {
     pub model: ModelConfig,
     /// How its linear layers are stored; `None` when they are dense.
     pub quantization: Option<QuantizationConfig>,
-    /// Whether the head is the embedding, when the file says so.
-    pub tied: Option<bool>,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Ids that end an answer.
+    pub eos_token_ids: Vec<u32>,
 }
 
 impl HfConfig {
@@ -107,7 +122,10 @@ impl HfConfig {
             |what: String, hint: &str| Error::Unsupported { path: path.into(), what, hint: hint.into() };
 
         let model_type = raw.model_type.as_deref().unwrap_or("none");
+        // Checkpoints of 1bitLLM have the model type of Llama.
+        let says_bitnet = raw.architectures.iter().flatten().any(|a| a.eq_ignore_ascii_case(BITNET_CLASS));
         let architecture = match model_type {
+            _ if says_bitnet => Architecture::BitNet,
             "bitnet" => Architecture::BitNet,
             "llama" => Architecture::Llama,
             "qwen3" => Architecture::Qwen3,
@@ -118,6 +136,15 @@ impl HfConfig {
         };
         if raw.attention_bias == Some(true) || raw.mlp_bias == Some(true) {
             return Err(unsupported("a bias in linear layers".into(), "ternary models have none"));
+        }
+        if raw.partial_rotary_factor.is_some_and(|f| f != 1.0) {
+            return Err(unsupported(
+                "rotating a part of each head".into(),
+                "partial_rotary_factor must be 1",
+            ));
+        }
+        if raw.use_sliding_window == Some(true) {
+            return Err(unsupported("a sliding window".into(), "use_sliding_window must be false"));
         }
         let activation = match raw.hidden_act.as_str() {
             "relu2" => Activation::Relu2,
@@ -166,7 +193,14 @@ impl HfConfig {
             activation,
             input_norm_eps,
         };
-        Ok(HfConfig { model: model.validate(path, &KEYS)?, quantization, tied: raw.tie_word_embeddings })
+        let eos_token_ids = match raw.eos_token_id {
+            None => Vec::new(),
+            Some(Ids::One(id)) => vec![id],
+            Some(Ids::Many(ids)) => ids,
+        };
+        // The default of transformers.
+        let tied = raw.tie_word_embeddings.unwrap_or(false);
+        Ok(HfConfig { model: model.validate(path, &KEYS)?, quantization, tied, eos_token_ids })
     }
 }
 
@@ -254,6 +288,14 @@ mod tests {
     }
 
     #[test]
+    fn a_bitnet_class_is_a_bitnet_model_of_master_weights() {
+        let c = read(r#","architectures":["BitnetForCausalLM"],"eos_token_id":[2,7]"#).unwrap();
+        assert_eq!(c.model.architecture, Architecture::BitNet);
+        assert!(c.quantization.is_some_and(|q| q.online));
+        assert_eq!(c.eos_token_ids, [2, 7]);
+    }
+
+    #[test]
     fn rope_parameters_win_over_older_keys() {
         let c =
             read(r#","rope_theta":1,"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2}"#);
@@ -269,6 +311,8 @@ mod tests {
         assert!(message(r#","rope_scaling":{"rope_type":"yarn"}"#).contains("yarn"));
         assert!(message(r#","rope_scaling":{"type":"llama3"}"#).contains("rope_scaling.factor"));
         assert!(message(r#","attention_bias":true"#).contains("bias"));
+        assert!(message(r#","partial_rotary_factor":0.5"#).contains("partial_rotary_factor"));
+        assert!(message(r#","use_sliding_window":true"#).contains("sliding window"));
         assert!(message(r#","num_key_value_heads":-1"#).contains("at byte"));
     }
 }

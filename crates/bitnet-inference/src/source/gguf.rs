@@ -14,9 +14,6 @@ use super::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor, TextPa
 use crate::Result;
 use crate::config::ModelConfig;
 
-/// Tokens that end a turn, whatever the metadata say; a vocabulary that has one of them uses it so.
-const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_text|>"];
-
 /// An open GGUF model.
 #[derive(Debug)]
 pub struct GgufSource {
@@ -148,7 +145,6 @@ impl Source for GgufSource {
         for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
             eos_token_ids.extend(self.gguf.opt_u32(key)?);
         }
-        eos_token_ids.extend(END_OF_TURN.iter().filter_map(|token| tokenizer.token_to_id(token)));
         Ok(Some(TextParts {
             chat_template: self.gguf.opt_str("tokenizer.chat_template")?.map(str::to_owned),
             bos_token: named(vocabulary.bos),

@@ -106,10 +106,9 @@ impl HfSource {
 
     fn is_converted(&self, stem: &str) -> bool {
         self.config.quantization.as_ref().is_some_and(|q| {
-            // Names in the list stand for a module or for everything below it.
-            !q.not_converted
-                .iter()
-                .any(|module| stem.split('.').any(|part| part == module) || stem.ends_with(module))
+            // A name stands for the modules that have it as a run of whole parts, and for everything below them.
+            let path = format!(".{stem}.");
+            !q.not_converted.iter().any(|m| !m.is_empty() && path.contains(&format!(".{m}.")))
         })
     }
 
@@ -128,6 +127,13 @@ impl HfSource {
             }
             (Some(q), dtype) if q.online && self.is_converted(stem) => {
                 Ok((rows, StoredData::Master(self.float(tensor, dtype)?, tensor.bytes.clone())))
+            }
+            (Some(_), dtype) if self.is_converted(stem) => {
+                let problem = format!(
+                    "has the type {} in a packed checkpoint; modules_to_not_convert does not name it",
+                    dtype.name()
+                );
+                Err(CoreError::bad_tensor(self.checkpoint.path(), &tensor.name, problem).into())
             }
             (_, dtype) => Ok((rows, StoredData::Dense(self.float(tensor, dtype)?, tensor.bytes.clone()))),
         }
@@ -174,10 +180,20 @@ impl Source for HfSource {
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
-        if role == Role::Head && self.config.tied == Some(true) {
+        if role == Role::Head && self.config.tied {
             return Ok(None);
         }
-        let Some((stem, tensor)) = self.find(role) else { return Ok(None) };
+        let Some((stem, tensor)) = self.find(role) else {
+            // The configuration calls for a head of its own.
+            return match role {
+                Role::Head => Err(CoreError::MissingTensor {
+                    path: self.checkpoint.path().into(),
+                    name: "lm_head.weight".into(),
+                }
+                .into()),
+                _ => Ok(None),
+            };
+        };
         let (rows, cols, data) = match (role, tensor.shape.as_slice()) {
             (Role::Layer(_, Part::Proj(_)), [_, cols]) => {
                 let (rows, data) = self.projection(&stem, tensor)?;
@@ -215,7 +231,7 @@ impl Source for HfSource {
             None => GenerationConfig::default(),
         };
         let eos = config.eos_token.as_deref().and_then(|token| tokenizer.token_to_id(token));
-        generation.eos_token_ids.extend(eos);
+        generation.eos_token_ids.extend(eos.into_iter().chain(self.config.eos_token_ids.iter().copied()));
         let vocabulary = GgufVocabulary::from_json(file.as_slice(), file.path()).and_then(|mut v| {
             v.set_special_tokens(&config)?;
             Ok(v)

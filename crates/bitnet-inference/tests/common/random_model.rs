@@ -202,6 +202,13 @@ impl RandomModel {
     pub(crate) fn write_hf(&self, folder: &Path, online: bool) -> PathBuf {
         std::fs::create_dir_all(folder).unwrap();
         let r = &self.recipe;
+        let stays_dense = |t: &&Tensor| !online && matches!(t.stored_as, StoredAs::Dense(_));
+        let not_converted: Vec<String> = self
+            .tensors
+            .iter()
+            .filter(stays_dense)
+            .map(|t| t.role.hf_names(r.architecture)[0].clone())
+            .collect();
         let config = serde_json::json!({
             "model_type": r.architecture.name(),
             "hidden_size": r.dim,
@@ -219,6 +226,7 @@ impl RandomModel {
                 "quant_method": "bitnet",
                 "linear_class": "autobitlinear",
                 "quantization_mode": if online { "online" } else { "offline" },
+                "modules_to_not_convert": not_converted,
                 "use_rms_norm": r.input_norms,
                 "rms_norm_eps": 1e-5,
             },
