@@ -66,9 +66,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         print_notices(&model);
         sampling.print_seed();
         if !chat.has_format {
-            eprintln!(
-                "note: the model has no chat format; it continues each message without the ones before"
-            );
+            say!("note: the model has no chat format; it continues each message without the ones before");
         }
     }
     interrupt::install()?;
@@ -84,7 +82,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                     if crate::is_broken_pipe(&e) {
                         return Err(e);
                     }
-                    eprintln!("{}", crate::message(&e));
+                    say!("{}", crate::message(&e));
                 }
             }
         }
@@ -107,7 +105,7 @@ impl Chat {
     fn answer(&mut self, content: String) -> anyhow::Result<()> {
         self.messages.push(Message { role: "user".into(), content });
         let Some(ids) = self.fit()? else {
-            eprintln!("the message is too long for a context of {} tokens", self.session.max_seq_len());
+            say!("the message is too long for a context of {} tokens", self.session.max_seq_len());
             self.messages.pop();
             return Ok(());
         };
@@ -130,9 +128,9 @@ impl Chat {
         let context_full = answer.finish_reason() == Some(FinishReason::Length)
             && (self.options.max_tokens == 0 || answer.n_generated() < self.options.max_tokens);
         if context_full {
-            eprintln!("note: the context is full; the answer ends here");
+            say!("note: the context is full; the answer ends here");
         } else if answer.finish_reason().is_none() && !self.quiet {
-            eprintln!("(stopped)");
+            say!("(stopped)");
         }
         self.last_speed = Some(speed);
         if text.is_empty() {
@@ -159,7 +157,7 @@ impl Chat {
                 return Ok((ids.len() < max_seq_len).then_some(ids));
             };
             let excerpt: String = self.messages[turn.start].content.chars().take(EXCERPT_CHARS).collect();
-            eprintln!("note: the context is full; the oldest turn is forgotten: {excerpt:?}");
+            say!("note: the context is full; the oldest turn is forgotten: {excerpt:?}");
             self.messages.drain(turn);
         }
     }

@@ -9,6 +9,8 @@ use bitnet_inference::source;
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
+use crate::interrupt;
+
 /// Less often than the eye can follow, and never for work that is done at once.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -40,6 +42,7 @@ pub(crate) struct ConvertArgs {
 
 /// Writes the model, and says on standard error what is not as in the input.
 pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
+    interrupt::install()?;
     let source = source::open(&args.input, args.i2s_layout)?;
     let options =
         ConvertOptions { format: args.layer_type.format(), embedding: args.embedding.map(DenseType::format) };
@@ -47,12 +50,14 @@ pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     let report = convert::convert(&*source, &args.output, &options, &mut |progress| line.show(progress))?;
     drop(line);
     for notice in &report.notices {
-        eprintln!("note: {notice}");
+        say!("note: {notice}");
     }
     if report.scale_error > 0.0 {
-        eprintln!(
+        say!(
             "note: {} keeps scales as f16 in the architecture {}; they are off by up to {:.2e} of themselves",
-            options.format, report.architecture, report.scale_error
+            options.format,
+            report.architecture,
+            report.scale_error
         );
     }
     Ok(())

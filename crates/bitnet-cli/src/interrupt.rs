@@ -4,6 +4,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use bitnet_core::file::remove_unfinished_files;
 
 static WATCHED: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
@@ -15,6 +16,7 @@ pub(crate) struct Watch(());
 pub(crate) fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         if !WATCHED.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
+            remove_unfinished_files();
             process::exit(1);
         }
     })

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use bitnet_core::Error as CoreError;
 use bitnet_core::file::safetensors::{Dtype, TensorSpec, write};
+use bitnet_inference::convert::refuse_own_input;
 use bitnet_inference::{Error, SessionOptions};
 use clap::Args;
 
-use crate::model::{ModelArgs, print_notices};
+use crate::interrupt;
+use crate::model::{ModelArgs, load, print_notices};
 use crate::session::KvFormat;
 
 /// Write the logits that follow every token.
@@ -35,8 +37,12 @@ pub(crate) struct LogitsArgs {
 }
 
 pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
+    interrupt::install()?;
     let precision = args.kv.precision()?;
-    let model = args.model.load()?;
+    let options = args.model.compute.options()?;
+    let source = args.model.source.open()?;
+    refuse_own_input(source.path(), &args.output)?;
+    let model = load(&*source, &options)?;
     print_notices(&model);
     let options = SessionOptions { max_seq_len: Some(args.tokens.len()), chunk: args.chunk, precision };
     let mut session = model.session(options)?;

@@ -3,6 +3,14 @@
 //! Control flow lives here and nowhere else: arguments are parsed, one function is called for each subcommand, and
 //! whatever went wrong becomes the exit status.
 
+/// A line on stderr. Where it cannot be written nobody is reading, which is no reason to stop.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 mod args;
 mod bench;
 mod chat;
@@ -34,7 +42,7 @@ fn main() -> ExitCode {
         // The reader of a pipe had enough. That is no fault of ours, nor news to it.
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("bitnet: error: {}", message(&e));
+            say!("bitnet: error: {}", message(&e));
             ExitCode::FAILURE
         }
     }

@@ -113,13 +113,13 @@ pub(crate) fn load(source: &dyn Source, options: &ModelOptions) -> anyhow::Resul
 /// Says on stderr what the user should know about choices that were made while loading.
 pub(crate) fn print_notices(model: &Model) {
     for notice in model.notices() {
-        eprintln!("note: {notice}");
+        say!("note: {notice}");
     }
 }
 
 fn begin_bar(path: &Path, progress: LoadProgress) -> ProgressBar {
     if !stderr().is_terminal() {
-        eprintln!("loading {}", path.display());
+        say!("loading {}", path.display());
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("loading {msg} {wide_bar} {pos}/{len} layers")

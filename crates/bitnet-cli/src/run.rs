@@ -82,7 +82,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     printer.end(&answer, sampling.seed())?;
     if !args.quiet && io::stderr().is_terminal() {
-        eprintln!("{}", speed.line());
+        say!("{}", speed.line());
     }
     if answer.finish_reason().is_none() {
         bail!("interrupted");

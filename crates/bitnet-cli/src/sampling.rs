@@ -53,7 +53,7 @@ impl Sampling {
     /// Says on stderr which seed was drawn, so that the answer can be had again.
     pub(crate) fn print_seed(&self) {
         if self.drawn {
-            eprintln!("seed: {}", self.options.seed);
+            say!("seed: {}", self.options.seed);
         }
     }
 }

@@ -6,6 +6,7 @@ use bitnet_inference::config::ModelConfig;
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
 
 use crate::convert::{DenseType, LayerType, ProgressLine};
+use crate::interrupt;
 
 /// Where `--shape` is not given, the sizes change those of this one.
 const DEFAULT_SHAPE: &str = "2b-4t";
@@ -63,6 +64,7 @@ pub(crate) struct SynthArgs {
 
 /// Writes the model.
 pub(crate) fn synth(args: &SynthArgs) -> anyhow::Result<()> {
+    interrupt::install()?;
     let options = SynthOptions {
         format: args.layer_type.format(),
         embedding: args.embedding.format(),

@@ -56,7 +56,10 @@ fn what_this_build_cannot_do_is_said() {
 fn options_without_sense_are_refused() {
     let run = |flags: &[&str]| failure(&[&["run", "--prompt", "x"], flags].concat());
     assert_eq!(run(&["--threads", "0"]), "the number of threads must be between 1 and 1024");
-    assert!(run(&["--context", "5000"]).starts_with("the context must be at least 1"));
+    assert_eq!(
+        run(&["--context", "5000"]),
+        "a context of 5000 tokens is beyond the 1024 that the model was made for"
+    );
     assert!(run(&["--chunk", "0"]).starts_with("the chunk must be"));
     assert!(run(&["--top-p", "2"]).starts_with("top-p must be"));
     assert!(run(&["--temperature", "nan"]).starts_with("the temperature must be"));
@@ -93,4 +96,36 @@ fn broken_files_are_named_with_what_is_wrong() {
             assert!(message.contains(want) || args[0] == "inspect", "{args:?}: {message}");
         }
     }
+}
+
+#[test]
+fn what_is_no_regular_file_is_neither_read_nor_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    for args in [
+        ["logits", "--tokens", "1", "--output", &path("socket")],
+        ["run", "--prompt", "x", "--model", &path("socket")],
+        ["logits", "--tokens", "1", "--output", folder.path().to_str().unwrap()],
+    ] {
+        assert!(failure(&args).contains("not a regular file"), "{args:?}");
+    }
+    drop(socket);
+    fs::write(path("target"), b"old").unwrap();
+    std::os::unix::fs::symlink(path("target"), path("link")).unwrap();
+    assert_eq!(call(&["logits", "--tokens", "1", "--output", &path("link")]).status, 0);
+    assert!(fs::symlink_metadata(path("link")).unwrap().is_symlink(), "a link stays a link");
+    assert!(fs::read(path("target")).unwrap().len() > 3, "and what it points to is written");
+}
+
+#[test]
+fn a_model_is_not_overwritten_by_what_is_made_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("tiny.gguf").to_str().unwrap().to_owned();
+    let sizes = ["--dim", "128", "--ffn-dim", "128", "--layers", "1", "--heads", "2", "--vocab", "512"];
+    assert_eq!(call(&[&["synth", "--output", &model], &sizes[..]].concat()).status, 0);
+    let before = fs::read(&model).unwrap();
+    let refused = failure(&["logits", "--model", &model, "--tokens", "1", "--output", &model]);
+    assert!(refused.contains("another file than the input"), "{refused}");
+    assert_eq!(fs::read(&model).unwrap(), before);
 }

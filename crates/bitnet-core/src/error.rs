@@ -20,6 +20,12 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A device, pipe or folder stands where a file is to be read or written.
+    #[error("{}: not a regular file; give the name of a file", .path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// A file breaks a rule of its format.
     #[error("{}: at byte {offset}: {rule}", .path.display())]
     Malformed {

@@ -9,4 +9,4 @@ mod output;
 pub mod safetensors;
 
 pub use mapping::{Bytes, Mapping};
-pub use output::TensorSink;
+pub use output::{TensorSink, remove_unfinished_files};

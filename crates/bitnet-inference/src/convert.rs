@@ -71,8 +71,9 @@ pub fn convert(
     Ok(ConvertReport { architecture: metadata::architecture(config, options.format), scale_error, notices })
 }
 
-/// The mapped input must not be replaced while it is read, and its only copy not by something that holds less.
-fn refuse_own_input(input: &Path, output: &Path) -> Result<()> {
+/// Refuses an output that is a file of the model at `input`: a mapped file must not be replaced while it is read, and a
+/// model's only copy not by something that holds less.
+pub fn refuse_own_input(input: &Path, output: &Path) -> Result<()> {
     let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize()) else { return Ok(()) };
     // A folder is a model as a whole: none of its files may go.
     if input == output || (input.is_dir() && output.parent() == Some(&input)) {

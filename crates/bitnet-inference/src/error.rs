@@ -45,6 +45,14 @@ pub enum Error {
         /// The session's limit.
         max_seq_len: usize,
     },
+    /// More positions were asked for than the model was made for.
+    #[error("a context of {asked} tokens is beyond the {limit} that the model was made for")]
+    ContextTooLong {
+        /// Positions asked for.
+        asked: usize,
+        /// Positions of the model.
+        limit: usize,
+    },
     /// A token id is not in the vocabulary.
     #[error("token {id} is not in the vocabulary of {vocab_size}")]
     TokenOutOfRange {

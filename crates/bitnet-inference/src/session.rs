@@ -42,11 +42,11 @@ impl Session {
     pub(crate) fn new(model: Model, options: SessionOptions) -> Result<Self> {
         let config = model.config();
         let max_seq_len = options.max_seq_len.unwrap_or(config.max_seq_len.min(DEFAULT_MAX_SEQ_LEN));
-        if max_seq_len == 0 || max_seq_len > config.max_seq_len {
-            return Err(Error::BadOption {
-                option: "the context",
-                must: "at least 1, and no more than the model was made for (`bitnet inspect` shows it)",
-            });
+        if max_seq_len == 0 {
+            return Err(Error::BadOption { option: "the context", must: "at least 1" });
+        }
+        if max_seq_len > config.max_seq_len {
+            return Err(Error::ContextTooLong { asked: max_seq_len, limit: config.max_seq_len });
         }
         let chunk = options.chunk.unwrap_or(DEFAULT_CHUNK).min(max_seq_len);
         if chunk == 0 {

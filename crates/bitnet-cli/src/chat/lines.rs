@@ -40,7 +40,7 @@ impl Lines {
             let _ = editor.load_history(path);
         }
         if !quiet {
-            eprintln!("/help lists the commands, Ctrl-D leaves");
+            say!("/help lists the commands, Ctrl-D leaves");
         }
         Ok(Lines::Terminal(Box::new(editor), history))
     }

@@ -27,11 +27,12 @@ impl Mapping {
     /// The file must not be cut shorter while it is mapped: like every memory map, reading past the new end
     /// ends the process with SIGBUS.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+        // Asked before opening: to open a pipe is to wait for its writer.
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !meta.is_file() {
-            return Err(Error::malformed(path, 0, "not a regular file"));
+            return Err(Error::NotAFile { path: path.to_owned() });
         }
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let source = if meta.len() == 0 {
             Source::Memory(Vec::new())
         } else {

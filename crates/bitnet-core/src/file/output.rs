@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::{Error, Result};
 
@@ -20,6 +21,12 @@ pub(super) struct OutputFile {
 impl OutputFile {
     /// Begins a file that will be at `path`.
     pub(super) fn create(path: &Path) -> Result<Self> {
+        // A link keeps pointing where it does; a device or pipe must not be replaced by a file.
+        let path = &match fs::metadata(path) {
+            Ok(meta) if meta.is_file() => fs::canonicalize(path).map_err(|e| Error::io(path, e))?,
+            Ok(_) => return Err(Error::NotAFile { path: path.to_owned() }),
+            Err(_) => path.to_owned(),
+        };
         let name = path.file_name().ok_or_else(|| Error::io(path, io::ErrorKind::InvalidFilename.into()))?;
         for attempt in 0u64.. {
             let mut hidden = std::ffi::OsString::from(".");
@@ -28,11 +35,12 @@ impl OutputFile {
             let temporary = path.with_file_name(hidden);
             match File::create_new(&temporary) {
                 Ok(file) => {
+                    lock_unfinished().push(temporary.clone());
                     let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
                     return Ok(OutputFile { path: path.to_owned(), temporary, writer });
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(Error::io(&temporary, e)),
+                Err(e) => return Err(Error::io(path, e)),
             }
         }
         unreachable!("a folder has fewer than 2^64 files")
@@ -72,7 +80,21 @@ impl Drop for OutputFile {
         // After `publish` there is nothing under this name, and a failure to tidy up must not hide the error
         // that led here.
         let _ = fs::remove_file(&self.temporary);
+        lock_unfinished().retain(|path| *path != self.temporary);
     }
+}
+
+/// Removes the temporary files of everything that is being written: for programs that are about to end because
+/// somebody asked them to.
+pub fn remove_unfinished_files() {
+    for path in lock_unfinished().drain(..) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn lock_unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes the bytes of one tensor, exactly as many as its shape says.
