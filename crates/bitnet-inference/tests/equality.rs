@@ -50,7 +50,7 @@ fn check(open: impl Fn(Isa, usize) -> Model, ids: &[u32]) {
             let model = open(isa, 2);
             let mut session = session(&model, kv, 7);
             check_pieces(&mut session, ids, &want);
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             {
                 use crate::common::float_mode::FlushToZero;
                 let mode = FlushToZero::set();

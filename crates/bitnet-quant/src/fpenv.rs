@@ -13,7 +13,7 @@ impl DefaultFloatEnv {
     /// Saves this thread's environment and enters the default one.
     pub fn enter() -> Self {
         let saved = read();
-        if saved != DEFAULT {
+        if saved & MODE != DEFAULT {
             write(DEFAULT);
         }
         DefaultFloatEnv { saved, not_send: std::marker::PhantomData }
@@ -26,6 +26,13 @@ impl Drop for DefaultFloatEnv {
     }
 }
 
+/// The bits of MXCSR that are no sticky exception flags.
+#[cfg(target_arch = "x86_64")]
+const MODE: u64 = !0x3f;
+/// FPCR has no flags; those are in FPSR.
+#[cfg(not(target_arch = "x86_64"))]
+const MODE: u64 = !0;
+
 /// MXCSR after reset: all exceptions masked, round to nearest, no flushing.
 #[cfg(target_arch = "x86_64")]
 const DEFAULT: u64 = 0x1f80;
@@ -33,23 +40,23 @@ const DEFAULT: u64 = 0x1f80;
 #[cfg(not(target_arch = "x86_64"))]
 const DEFAULT: u64 = 0;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 fn read() -> u64 {
     let mut csr = 0u32;
     // SAFETY: stores the 32-bit MXCSR to a valid address; every x86-64 has SSE.
     unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &mut csr, options(nostack, preserves_flags)) };
-    // The sticky exception flags are no part of the mode.
-    u64::from(csr & !0x3f)
+    u64::from(csr)
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 fn write(value: u64) {
     let csr = value as u32;
-    // SAFETY: loads MXCSR with a value read from it, or with its reset value, from a valid address.
-    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &csr, options(nostack, preserves_flags)) };
+    // SAFETY: loads MXCSR with a value read from it, or with its reset value, from a valid address. The exception
+    // flags change with it, so they are not declared preserved.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &csr, options(nostack)) };
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 fn read() -> u64 {
     let value: u64;
     // SAFETY: reads FPCR, which is accessible at every exception level.
@@ -57,36 +64,44 @@ fn read() -> u64 {
     value
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 fn write(value: u64) {
     // SAFETY: writes FPCR with a value read from it, or with its reset value.
     unsafe { std::arch::asm!("msr fpcr, {}", in(reg) value, options(nostack)) };
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+// Miri interprets no assembly, and always computes in the default environment.
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 fn read() -> u64 {
     DEFAULT
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 fn write(_: u64) {}
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, not(miri), any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::*;
     use std::hint::black_box;
 
+    /// Flush-to-zero and denormals-are-zero, and the sticky flag of an invalid operation.
+    #[cfg(target_arch = "x86_64")]
+    const FLUSH: u64 = DEFAULT | 1 << 15 | 1 << 6 | 1;
+    #[cfg(target_arch = "aarch64")]
+    const FLUSH: u64 = 1 << 24;
+
     #[test]
     fn the_default_is_entered_and_the_hosts_mode_restored() {
-        const FLUSH: u64 = 0x1f80 | 1 << 15 | 1 << 6;
         let original = read();
         write(FLUSH);
         let half = || black_box(f32::MIN_POSITIVE) * black_box(0.5);
         assert_eq!(half(), 0.0);
+        let host = read();
         {
             let _env = DefaultFloatEnv::enter();
             assert!(half() > 0.0);
         }
+        assert_eq!(read(), host, "with the flags that the host's own sums have left");
         assert_eq!(half(), 0.0);
         write(original);
     }
