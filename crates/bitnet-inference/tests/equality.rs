@@ -4,10 +4,12 @@
 use std::path::Path;
 
 use bitnet_core::BitNetDType;
+use bitnet_core::file::Mapping;
+use bitnet_core::file::safetensors::SafeTensors;
 use bitnet_inference::config::Architecture;
 use bitnet_inference::{Model, Session};
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::kernels::{Activation, Isa};
+use bitnet_quant::kernels::{Activation, Isa, Kernels};
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 use proptest::prelude::*;
 
@@ -90,6 +92,26 @@ fn stories() {
     let model = Model::embedded().unwrap();
     let ids = model.text().unwrap().encode("Once upon a time a little fox met").unwrap();
     check(|isa, n_threads| Model::embedded_with(&options(isa, n_threads)).unwrap(), &ids);
+}
+
+/// Long enough that chunks of 64 tokens and of 256 positions are crossed. The oracle is left to the shorter prompt: it
+/// takes a second for ten tokens.
+#[test]
+fn stories_over_300_tokens() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/stories/golden.safetensors");
+    let golden = SafeTensors::parse(Mapping::open(&golden).unwrap()).unwrap();
+    let long = golden.get("long.ids").unwrap();
+    let ids: Vec<u32> = long.bytes.as_chunks::<4>().0[..300].iter().map(|b| u32::from_le_bytes(*b)).collect();
+    let best = Kernels::best().isa();
+    for kv in KV_DTYPES {
+        let mut want = None;
+        for (n_threads, chunk) in [(1, 300), (2, 300), (2, 64), (1, 7), (2, 1)] {
+            let model = Model::embedded_with(&options(best, n_threads)).unwrap();
+            let got = all_logits(&model, &ids, kv, chunk);
+            let same = got == *want.get_or_insert_with(|| got.clone());
+            assert!(same, "{n_threads} threads, chunks of {chunk}, {kv}");
+        }
+    }
 }
 
 /// Dense layers: a quantiser would round away the last bits of what attention gives.
