@@ -31,13 +31,13 @@ fn each_line_is_answered_and_the_conversation_is_kept() {
 
 #[test]
 fn commands_answer_on_the_output_and_complain_beside_it() {
-    let output = chat(&[], "/help\n/stats\n/hlep\n/save /no/such/folder/x.json\n");
+    let output = chat(&[], "/help\n/stats\n/nonsense\n/save /no/such/folder/x.json\n");
     assert_eq!(output.status, 0);
     for command in ["/help", "/clear", "/system", "/save", "/stats", "/exit"] {
         assert!(output.stdout.contains(command), "{command}");
     }
     assert!(output.stdout.ends_with("context 0 of 1024 tokens\n"), "{}", output.stdout);
-    assert!(output.stderr.starts_with("there is no command /hlep; /help lists those there are\n"));
+    assert!(output.stderr.starts_with("there is no command /nonsense; /help lists those there are\n"));
     assert!(output.stderr.contains("/no/such/folder/x.json: "), "{}", output.stderr);
 }
 

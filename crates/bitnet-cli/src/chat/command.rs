@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_refused() {
-        for message in ["/", "/hlep", "/save", "/exit now"] {
+        for message in ["/", "/nonsense", "/save", "/exit now"] {
             assert!(Command::parse(message).unwrap().is_err(), "{message}");
         }
     }
