@@ -10,3 +10,10 @@ pub mod safetensors;
 
 pub use mapping::{Bytes, Mapping};
 pub use output::TensorSink;
+
+/// The byte of `json` that the line and column of a JSON error point to.
+pub fn json_error_offset(json: &[u8], error: &serde_json::Error) -> u64 {
+    let lines_before = error.line().saturating_sub(1);
+    let line_start: usize = json.split_inclusive(|&b| b == b'\n').take(lines_before).map(<[u8]>::len).sum();
+    (line_start + error.column()).min(json.len()) as u64
+}

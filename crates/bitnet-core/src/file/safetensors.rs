@@ -14,7 +14,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{Bytes, Mapping};
+use super::{Bytes, Mapping, json_error_offset};
 use crate::{Error, Result};
 
 pub use checkpoint::Checkpoint;
@@ -66,8 +66,9 @@ impl SafeTensors {
                 let left = rest.len();
                 malformed(0, format!("a header of {header_len} bytes is announced where {left} bytes follow"))
             })?;
-        let header: Header = serde_json::from_slice(json)
-            .map_err(|e| malformed(PREFIX_BYTES + error_position(json, &e), format!("in the header: {e}")))?;
+        let header: Header = serde_json::from_slice(json).map_err(|e| {
+            malformed(PREFIX_BYTES + json_error_offset(json, &e) as usize, format!("in the header: {e}"))
+        })?;
 
         let data_start = PREFIX_BYTES + json.len();
         check_layout(&header.tensors, data.len())
@@ -178,13 +179,6 @@ fn check_layout(
         return Err((covered, format!("{} bytes follow the last tensor", data_len - covered)));
     }
     Ok(())
-}
-
-/// Where in the header a JSON error is.
-fn error_position(json: &[u8], error: &serde_json::Error) -> usize {
-    let lines_before = error.line().saturating_sub(1);
-    let line_start: usize = json.split_inclusive(|&b| b == b'\n').take(lines_before).map(<[u8]>::len).sum();
-    line_start + error.column()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::{SafeTensors, Tensor};
-use crate::file::Mapping;
+use crate::file::{Mapping, json_error_offset};
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -68,7 +68,7 @@ impl Checkpoint {
             return Err(Error::malformed(index_path, 0, rule));
         }
         let index: Index = serde_json::from_slice(index.as_slice()).map_err(|e| {
-            Error::malformed(index_path, super::error_position(index.as_slice(), &e) as u64, e.to_string())
+            Error::malformed(index_path, json_error_offset(index.as_slice(), &e), e.to_string())
         })?;
 
         let mut shards: HashMap<&str, SafeTensors> = HashMap::new();
