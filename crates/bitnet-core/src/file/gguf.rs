@@ -168,11 +168,6 @@ impl Gguf {
         self.typed(key, "a floating-point number", Value::float)
     }
 
-    /// A truth value that must be there.
-    pub fn bool(&self, key: &str) -> Result<bool> {
-        self.required(key, self.opt_bool(key)?)
-    }
-
     /// A truth value, if the key is there.
     pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "a truth value", |value| match value {
@@ -195,19 +190,9 @@ impl Gguf {
         strings.map(Iterator::collect).transpose()
     }
 
-    /// An array of floating-point numbers that must be there.
-    pub fn f32s(&self, key: &str) -> Result<Vec<f32>> {
-        self.required(key, self.opt_f32s(key)?)
-    }
-
     /// An array of floating-point numbers, if the key is there.
     pub fn opt_f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
         self.typed(key, "an array of floating-point numbers", |value| items(value, Value::float))
-    }
-
-    /// An array of integers that fit i32; it must be there.
-    pub fn i32s(&self, key: &str) -> Result<Vec<i32>> {
-        self.required(key, self.opt_i32s(key)?)
     }
 
     /// An array of integers that fit i32, if the key is there.

@@ -26,9 +26,6 @@ pub struct TokenizerConfig {
     /// The token for what the vocabulary cannot write.
     #[serde(default, deserialize_with = "token")]
     pub unk_token: Option<String>,
-    /// The token that fills a batch.
-    #[serde(default, deserialize_with = "token")]
-    pub pad_token: Option<String>,
 }
 
 impl TokenizerConfig {
@@ -44,7 +41,6 @@ impl TokenizerConfig {
             bos_token: self.bos_token.or(other.bos_token),
             eos_token: self.eos_token.or(other.eos_token),
             unk_token: self.unk_token.or(other.unk_token),
-            pad_token: self.pad_token.or(other.pad_token),
         }
     }
 }
@@ -145,11 +141,11 @@ mod tests {
     #[test]
     fn tokens_are_strings_or_objects_or_absent() {
         let read = config(
-            r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "pad_token": null}"#,
+            r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "unk_token": null}"#,
         );
         assert_eq!(read.bos_token.as_deref(), Some("<s>"));
         assert_eq!(read.eos_token.as_deref(), Some("</s>"));
-        assert_eq!((read.pad_token, read.unk_token), (None, None));
+        assert_eq!(read.unk_token, None);
     }
 
     #[test]
