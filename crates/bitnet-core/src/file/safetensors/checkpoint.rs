@@ -82,12 +82,14 @@ impl Checkpoint {
                 let shard = SafeTensors::parse(Mapping::open(&index_path.with_file_name(file_name))?)?;
                 shards.insert(file_name, shard);
             }
-            let tensor =
-                shards.get(file_name.as_str()).and_then(|shard| shard.get(name)).ok_or_else(|| {
+            let tensor = shards
+                .get_mut(file_name.as_str())
+                .and_then(|shard| shard.tensors.swap_remove(name))
+                .ok_or_else(|| {
                     let path = index_path.with_file_name(file_name);
                     Error::MissingTensor { path, name: name.clone() }
                 })?;
-            tensors.insert(name.clone(), tensor.clone());
+            tensors.insert(name.clone(), tensor);
         }
         Ok(Checkpoint { path: index_path.to_owned(), tensors })
     }
