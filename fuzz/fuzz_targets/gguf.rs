@@ -11,8 +11,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(gguf) = Gguf::parse(Mapping::memory("fuzz", data.to_vec())) else { return };
     for (key, value) in gguf.metadata() {
         read_value(value);
-        let _ = (gguf.u32(key), gguf.f32(key), gguf.bool(key), gguf.str(key));
-        let _ = (gguf.strings(key), gguf.f32s(key), gguf.i32s(key));
+        let _ = (gguf.u32(key), gguf.f32(key), gguf.opt_bool(key), gguf.str(key));
+        let _ = (gguf.strings(key), gguf.opt_f32s(key), gguf.opt_i32s(key));
     }
     gguf.tensors().for_each(read_tensor);
 });

@@ -75,6 +75,11 @@ impl BitNetDType {
         }
     }
 
+    /// The type that a safetensors header names so.
+    pub fn from_safetensors_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.safetensors_name() == Some(name))
+    }
+
     /// The NumPy type string, little-endian; `None` for types that NumPy lacks.
     pub const fn numpy_name(self) -> Option<&'static str> {
         match self {
@@ -83,6 +88,11 @@ impl BitNetDType {
             BitNetDType::I8 => Some("|i1"),
             BitNetDType::BF16 | BitNetDType::I4 | BitNetDType::BitNet158 => None,
         }
+    }
+
+    /// The type that this NumPy type string stands for.
+    pub fn from_numpy_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.numpy_name() == Some(name))
     }
 }
 
@@ -103,6 +113,23 @@ mod tests {
             assert_eq!(BitNetDType::from_name(&d.name().to_uppercase()), Some(d));
         }
         assert_eq!(BitNetDType::from_name("f64"), None);
+    }
+
+    #[test]
+    fn names_of_other_formats_round_trip() {
+        let types = |from: fn(&str) -> Option<BitNetDType>, names: &[&str]| -> Vec<_> {
+            names.iter().filter_map(|name| from(name)).collect()
+        };
+        let known = |name: fn(BitNetDType) -> Option<&'static str>| -> Vec<_> {
+            BitNetDType::ALL.into_iter().filter_map(name).collect()
+        };
+        use BitNetDType::{BF16, F16, F32, I8};
+        let safetensors = known(BitNetDType::safetensors_name);
+        assert_eq!(types(BitNetDType::from_safetensors_name, &safetensors), [F32, F16, BF16, I8]);
+        let numpy = known(BitNetDType::numpy_name);
+        assert_eq!(types(BitNetDType::from_numpy_name, &numpy), [F32, F16, I8]);
+        assert_eq!(BitNetDType::from_safetensors_name("f32"), None);
+        assert_eq!(BitNetDType::from_numpy_name(">f4"), None);
     }
 
     #[test]

@@ -10,3 +10,24 @@ pub mod safetensors;
 
 pub use mapping::{Bytes, Mapping};
 pub use output::{TensorSink, remove_unfinished_files};
+
+/// The most tensors or keys that any file may describe; real files have a few thousand.
+const MAX_ENTRIES: usize = 65_536;
+/// A file may describe this many tensors or keys however short it is, ...
+const FREE_ENTRIES: usize = 128;
+/// ... and one more for each so many of its bytes, so that what is kept of them stays below twice the file.
+const BYTES_PER_ENTRY: usize = 512;
+/// The longest name of a tensor; real ones have at most a hundred bytes.
+const MAX_TENSOR_NAME_BYTES: usize = 256;
+
+/// The most tensors or keys that a file of this length may describe.
+fn max_entries(file_bytes: usize) -> usize {
+    MAX_ENTRIES.min(FREE_ENTRIES + file_bytes / BYTES_PER_ENTRY)
+}
+
+/// The byte of `json` that the line and column of a JSON error point to.
+pub fn json_error_offset(json: &[u8], error: &serde_json::Error) -> u64 {
+    let lines_before = error.line().saturating_sub(1);
+    let line_start: usize = json.split_inclusive(|&b| b == b'\n').take(lines_before).map(<[u8]>::len).sum();
+    (line_start + error.column()).min(json.len()) as u64
+}

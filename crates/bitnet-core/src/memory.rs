@@ -191,13 +191,6 @@ pub struct Buffer<T> {
     element: std::marker::PhantomData<T>,
 }
 
-impl<T> Buffer<T> {
-    /// The handle beneath.
-    pub fn into_handle(self) -> MemoryHandle {
-        self.handle
-    }
-}
-
 impl<T: Pod> std::ops::Deref for Buffer<T> {
     type Target = [T];
 

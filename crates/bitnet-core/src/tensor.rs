@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use crate::file::Bytes;
-use crate::memory::{HybridMemoryPool, MemoryHandle};
+use crate::memory::MemoryHandle;
 use crate::{BitNetDType, Device, Error, Result};
 
 /// An immutable tensor, row-major. Clones share its bytes.
@@ -23,17 +23,6 @@ enum Storage {
 }
 
 impl BitNetTensor {
-    /// A tensor of zeros in pool memory.
-    pub fn zeros(
-        shape: &[usize],
-        dtype: BitNetDType,
-        device: &Device,
-        pool: &HybridMemoryPool,
-    ) -> Result<Self> {
-        let handle = pool.allocate(size_bytes(shape, dtype)?, crate::memory::ALIGNMENT, device)?;
-        Ok(BitNetTensor { shape: shape.to_vec(), dtype, storage: Storage::Pool(Arc::new(handle)) })
-    }
-
     /// A tensor over memory that has been filled already.
     pub fn from_handle(handle: MemoryHandle, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(handle.size(), shape, dtype)?;
@@ -77,11 +66,6 @@ impl BitNetTensor {
     /// Bytes of the elements.
     pub fn size_bytes(&self) -> usize {
         self.as_bytes().len()
-    }
-
-    /// Whether the bytes are those of the file, not a copy.
-    pub fn is_mapped(&self) -> bool {
-        matches!(self.storage, Storage::File(_))
     }
 
     /// The bytes, little-endian.

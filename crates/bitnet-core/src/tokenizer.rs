@@ -59,7 +59,8 @@ impl Tokenizer {
 
     /// The text of `ids`, without special tokens if `skip_special`.
     ///
-    /// Bytes that are no UTF-8 become U+FFFD. An id that the vocabulary lacks is an error.
+    /// Bytes that are no UTF-8 become U+FFFD. An id that the vocabulary leaves unused has no text; one
+    /// beyond it is an error.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let mut stream = self.decode_stream(skip_special);
         let mut text = String::new();

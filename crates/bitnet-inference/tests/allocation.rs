@@ -227,6 +227,27 @@ fn lying_gguf_files() {
         fs::write(&path, bytes).unwrap();
         check_refused(&path, what, "model.gguf");
     }
+    // Descriptions of nothing, more than the file justifies and as many as it does.
+    for (n, data) in [(65_536, 0), (128, 32), (8_192, 4 << 20)] {
+        let tensors = (0..n).flat_map(|i| {
+            let name = format!("{i:05}");
+            // A type that nobody knows has no length that could be checked.
+            [5u64.to_le_bytes().as_slice(), name.as_bytes(), &[0; 4], &99u32.to_le_bytes(), &[0; 8]].concat()
+        });
+        fs::write(&path, head(n, 0).into_iter().chain(tensors).chain(vec![0; data]).collect::<Vec<u8>>())
+            .unwrap();
+        let named = if n == 65_536 { "tensors are announced" } else { "general.architecture" };
+        check_refused(&path, &format!("{n} tiny tensors, {data} bytes of data"), named);
+    }
+    for (n, data) in [(65_536, 0), (8_192, 4 << 20)] {
+        let keys = (0..n).flat_map(|i| {
+            [5u64.to_le_bytes().as_slice(), format!("{i:05}").as_bytes(), &0u32.to_le_bytes(), &[1]].concat()
+        });
+        fs::write(&path, head(0, n).into_iter().chain(keys).chain(vec![0; data]).collect::<Vec<u8>>())
+            .unwrap();
+        let named = if data == 0 { "metadata keys are announced" } else { "general.architecture" };
+        check_refused(&path, &format!("{n} tiny keys, {data} bytes of data"), named);
+    }
     // A configuration of a terabyte, and no weights.
     for with_embedding in [false, true] {
         let mut writer = GgufWriter::new();
@@ -275,6 +296,24 @@ fn lying_safetensors_files() {
     for (what, bytes) in cases {
         fs::write(&path, bytes).unwrap();
         check_refused(folder.path(), what, "model");
+    }
+    // Descriptions of nothing, more than the file justifies and as many as it does.
+    let long = "n".repeat(250);
+    for (n, name, data, named) in [
+        (400_000, "", 0, "describes at most"),
+        (127, "", 0, "model.embed_tokens.weight"),
+        (8_192, "", 4 << 20, "model.embed_tokens.weight"),
+        (8_192, long.as_str(), 2 << 20, "model.embed_tokens.weight"),
+    ] {
+        let empty =
+            (0..n).map(|i| format!(r#""{name}{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},"#));
+        let json = format!(
+            r#"{{{}"data":{{"dtype":"U8","shape":[{data}],"data_offsets":[0,{data}]}}}}"#,
+            empty.collect::<String>()
+        );
+        let bytes = [file(json.len() as u64, &json), vec![0; data]].concat();
+        fs::write(&path, bytes).unwrap();
+        check_refused(folder.path(), &format!("{n} tiny tensors, {data} bytes of data"), named);
     }
     fs::remove_file(&path).unwrap();
     let index = r#"{"weight_map":{"model.embed_tokens.weight":"../../../../dev/zero"}}"#;

@@ -183,7 +183,7 @@ fn a_context_that_no_memory_holds_is_refused() {
     };
     let model = Model::open(RandomModel::new(recipe).write_hf(folder.path(), false)).unwrap();
     let beyond = model.session(SessionOptions { max_seq_len: Some((1 << 20) + 1), ..Default::default() });
-    assert!(matches!(beyond, Err(Error::BadOption { option: "the context", .. })));
+    assert!(matches!(beyond, Err(Error::ContextTooLong { .. })));
     let whole = SessionOptions { max_seq_len: Some(1 << 20), chunk: Some(1), ..Default::default() };
     let terabyte = 1usize << 40;
     assert_eq!(

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::{Bytes, Mapping};
+use super::{Bytes, MAX_TENSOR_NAME_BYTES, Mapping, max_entries};
 use crate::{Error, Result};
 use cursor::Cursor;
 
@@ -25,11 +25,8 @@ const MAGIC: [u8; 4] = *b"GGUF";
 /// Where tensors begin unless the metadata says otherwise.
 const DEFAULT_ALIGNMENT: usize = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
-/// The format's own limit on keys; it serves for the names of tensors too.
-const MAX_NAME_BYTES: usize = 65_535;
-/// Real files have less than a hundred keys and a few thousand tensors.
-const MAX_KEYS: usize = 65_536;
-const MAX_TENSORS: usize = 65_536;
+/// The format's own limit on keys.
+const MAX_KEY_BYTES: usize = 65_535;
 /// The library that defines the format has tensors of at most four dimensions.
 const MAX_DIMS: usize = 4;
 /// The fewest bytes of a key with its value: a length, a type and a byte.
@@ -71,13 +68,14 @@ impl Gguf {
     pub fn parse(mapping: Arc<Mapping>) -> Result<Self> {
         let mut cursor = Cursor::new(&mapping, 0);
         let version = read_version(&mut cursor)?;
-        let n_tensors = cursor.count("tensors", MIN_TENSOR_BYTES, MAX_TENSORS)?;
-        let n_keys = cursor.count("metadata keys", MIN_KEY_BYTES, MAX_KEYS)?;
+        let max_entries = max_entries(mapping.as_slice().len());
+        let n_tensors = cursor.count("tensors", MIN_TENSOR_BYTES, max_entries)?;
+        let n_keys = cursor.count("metadata keys", MIN_KEY_BYTES, max_entries)?;
 
-        let mut metadata = IndexMap::new();
+        let mut metadata = IndexMap::with_capacity(n_keys);
         for _ in 0..n_keys {
             let start = cursor.clone();
-            let key = cursor.string(MAX_NAME_BYTES)?.to_owned();
+            let key = cursor.string(MAX_KEY_BYTES)?.to_owned();
             let value_type = ValueType::read(&mut cursor)?;
             let value = Value::read(&mut cursor, value_type)?;
             if metadata.contains_key(&key) {
@@ -86,7 +84,7 @@ impl Gguf {
             metadata.insert(key, value);
         }
 
-        let mut tensors = IndexMap::new();
+        let mut tensors = IndexMap::with_capacity(n_tensors);
         for _ in 0..n_tensors {
             let start = cursor.clone();
             let tensor = TensorInfo::read(&mut cursor)?;
@@ -168,11 +166,6 @@ impl Gguf {
         self.typed(key, "a floating-point number", Value::float)
     }
 
-    /// A truth value that must be there.
-    pub fn bool(&self, key: &str) -> Result<bool> {
-        self.required(key, self.opt_bool(key)?)
-    }
-
     /// A truth value, if the key is there.
     pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "a truth value", |value| match value {
@@ -195,19 +188,9 @@ impl Gguf {
         strings.map(Iterator::collect).transpose()
     }
 
-    /// An array of floating-point numbers that must be there.
-    pub fn f32s(&self, key: &str) -> Result<Vec<f32>> {
-        self.required(key, self.opt_f32s(key)?)
-    }
-
     /// An array of floating-point numbers, if the key is there.
     pub fn opt_f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
         self.typed(key, "an array of floating-point numbers", |value| items(value, Value::float))
-    }
-
-    /// An array of integers that fit i32; it must be there.
-    pub fn i32s(&self, key: &str) -> Result<Vec<i32>> {
-        self.required(key, self.opt_i32s(key)?)
     }
 
     /// An array of integers that fit i32, if the key is there.
@@ -298,7 +281,7 @@ impl TensorInfo {
 
     fn read(cursor: &mut Cursor<'_>) -> Result<Self> {
         let start = cursor.clone();
-        let name = cursor.string(MAX_NAME_BYTES)?.to_owned();
+        let name = cursor.string(MAX_TENSOR_NAME_BYTES)?.to_owned();
         let n_dims = cursor.u32()? as usize;
         if n_dims > MAX_DIMS {
             let rule = format!("the tensor `{name}` has {n_dims} dimensions; {MAX_DIMS} is the most");

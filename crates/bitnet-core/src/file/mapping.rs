@@ -94,11 +94,6 @@ impl Bytes {
         &self.mapping.as_slice()[self.range.clone()]
     }
 
-    /// The file they are of.
-    pub fn path(&self) -> &Path {
-        self.mapping.path()
-    }
-
     /// Where they begin in the file.
     pub fn offset(&self) -> usize {
         self.range.start

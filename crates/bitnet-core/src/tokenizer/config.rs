@@ -2,9 +2,14 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use crate::file::json_error_offset;
 use crate::{Error, Result};
+
+/// The longest file; the added tokens of the largest vocabularies take about a megabyte.
+const MAX_BYTES: usize = 16 << 20;
 
 /// What `tokenizer_config.json` and `special_tokens_map.json` say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -21,16 +26,12 @@ pub struct TokenizerConfig {
     /// The token for what the vocabulary cannot write.
     #[serde(default, deserialize_with = "token")]
     pub unk_token: Option<String>,
-    /// The token that fills a batch.
-    #[serde(default, deserialize_with = "token")]
-    pub pad_token: Option<String>,
 }
 
 impl TokenizerConfig {
     /// Reads the bytes of either file; `path` is named in errors.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
-        serde_json::from_slice(bytes)
-            .map_err(|e| Error::malformed(path, 0, format!("not a tokenizer configuration: {e}")))
+        read(bytes, path, "a tokenizer configuration")
     }
 
     /// This configuration, with what it leaves out taken from `other`.
@@ -40,7 +41,6 @@ impl TokenizerConfig {
             bos_token: self.bos_token.or(other.bos_token),
             eos_token: self.eos_token.or(other.eos_token),
             unk_token: self.unk_token.or(other.unk_token),
-            pad_token: self.pad_token.or(other.pad_token),
         }
     }
 }
@@ -71,9 +71,16 @@ pub struct GenerationConfig {
 impl GenerationConfig {
     /// Reads the bytes of the file; `path` is named in errors.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
-        serde_json::from_slice(bytes)
-            .map_err(|e| Error::malformed(path, 0, format!("not a generation configuration: {e}")))
+        read(bytes, path, "a generation configuration")
     }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8], path: &Path, what: &str) -> Result<T> {
+    if bytes.len() > MAX_BYTES {
+        return Err(Error::malformed(path, 0, format!("{what} above {MAX_BYTES} bytes")));
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::malformed(path, json_error_offset(bytes, &e), format!("not {what}: {e}")))
 }
 
 fn token<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<String>, D::Error> {
@@ -134,11 +141,11 @@ mod tests {
     #[test]
     fn tokens_are_strings_or_objects_or_absent() {
         let read = config(
-            r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "pad_token": null}"#,
+            r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "unk_token": null}"#,
         );
         assert_eq!(read.bos_token.as_deref(), Some("<s>"));
         assert_eq!(read.eos_token.as_deref(), Some("</s>"));
-        assert_eq!((read.pad_token, read.unk_token), (None, None));
+        assert_eq!(read.unk_token, None);
     }
 
     #[test]
@@ -155,6 +162,22 @@ mod tests {
         let merged =
             config(r#"{"bos_token": "<s>"}"#).or(config(r#"{"bos_token": "x", "eos_token": "</s>"}"#));
         assert_eq!((merged.bos_token.as_deref(), merged.eos_token.as_deref()), (Some("<s>"), Some("</s>")));
+    }
+
+    #[test]
+    fn errors_are_placed_and_long_files_refused() {
+        let path = Path::new("c.json");
+        let refused_at = |text: &str| match TokenizerConfig::from_json(text.as_bytes(), path) {
+            Err(Error::Malformed { offset, .. }) => offset,
+            other => panic!("wanted a refusal, got {other:?}"),
+        };
+        assert_eq!(refused_at("{\n\"bos_token\": x}"), 16);
+        assert_eq!(refused_at("{\n\n"), 3);
+        let result = GenerationConfig::from_json(b"{\n\"top_k\": -1}", path);
+        assert!(matches!(result, Err(Error::Malformed { offset: 13, .. })), "{result:?}");
+        let padded = [b"{}".as_slice(), &vec![b' '; MAX_BYTES]].concat();
+        let message = GenerationConfig::from_json(&padded, path).unwrap_err().to_string();
+        assert!(message.contains("above"), "{message}");
     }
 
     #[test]

@@ -140,14 +140,16 @@ impl DecodeStream {
 
     /// Takes one id and returns the text that is complete with it, which may be empty.
     ///
-    /// An id that the vocabulary lacks is an error, after which the stream goes on as if it had not been pushed.
+    /// An id that the vocabulary leaves unused has no text: a model may come to one, and its answer goes on. An id
+    /// beyond the vocabulary is an error, after which the stream goes on as if it had not been pushed.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        let piece = self.pieces.get(id).ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "there is no token with id {id}; the vocabulary has {}",
-                self.pieces.len()
-            ))
-        })?;
+        let len = self.pieces.len();
+        if id as usize >= len {
+            return Err(Error::Tokenizer(format!(
+                "there is no token with id {id}; the vocabulary has {len}"
+            )));
+        }
+        let Some(piece) = self.pieces.get(id) else { return Ok(String::new()) };
         if piece.special && self.skip_special {
             return Ok(String::new());
         }
@@ -234,6 +236,15 @@ mod tests {
         assert_eq!(stream.push(0xC3).unwrap(), "");
         assert!(stream.push(256).is_err());
         assert_eq!(stream.push(0xA9).unwrap(), "é");
+    }
+
+    #[test]
+    fn an_unused_id_has_no_text_and_changes_nothing() {
+        let tokens = [("<0xC3>", Kind::Text), ("", Kind::Hole), ("<0xA9>", Kind::Text)];
+        let decoding = Decoding { byte_fallback: true, ..Decoding::default() };
+        let mut stream = DecodeStream::new(Pieces::new(tokens.into_iter(), &decoding).into(), true);
+        assert_eq!([0, 1, 2].map(|id| stream.push(id).unwrap()), ["", "", "é"]);
+        assert!(stream.push(3).is_err());
     }
 
     proptest! {

@@ -14,6 +14,7 @@ use tokenizers::models::bpe::Vocab;
 
 use super::decode::Decoding;
 use super::definition::{Definition, Keys};
+use crate::file::json_error_offset;
 use crate::{Error, Result};
 
 const KEYS: Keys = Keys {
@@ -24,6 +25,8 @@ const KEYS: Keys = Keys {
     around: "post_processor",
 };
 
+/// The longest file; those of the largest vocabularies have a tenth.
+const MAX_BYTES: usize = 256 << 20;
 /// Steps that work on any text in time proportional to it.
 const NORMALIZERS: &[&str] =
     &["Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Replace", "Prepend"];
@@ -135,11 +138,17 @@ impl<'de> Deserialize<'de> for Merge {
 impl TokenizerJson {
     /// Parses the file and refuses models of other kinds.
     pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        if bytes.len() > MAX_BYTES {
+            return Err(Error::malformed(path, 0, format!("a tokenizer above {MAX_BYTES} bytes")));
+        }
         let parsed: Self = serde_json::from_slice(bytes).map_err(|e| match kind_of_model(bytes) {
             Some(kind) if kind != "BPE" => {
                 Error::bad_key(path, "model.type", format!("is `{kind}`; only BPE is read"))
             }
-            _ => Error::malformed(path, 0, format!("not a byte-pair tokenizer.json: {e}")),
+            _ => {
+                let rule = format!("not a byte-pair tokenizer.json: {e}");
+                Error::malformed(path, json_error_offset(bytes, &e), rule)
+            }
         })?;
         let model = &parsed.model;
         let refuse =
@@ -416,6 +425,14 @@ mod tests {
         ] {
             let message = error_with(pointer, part);
             assert!(message.contains(key), "{pointer}: {message}");
+        }
+    }
+
+    #[test]
+    fn errors_of_syntax_and_type_are_placed() {
+        for (text, at) in [("{\n\"model\": x}", 12), ("{\n\"model\":\n 17}", 14)] {
+            let result = Tokenizer::from_json(text.as_bytes(), Path::new("tokenizer.json"));
+            assert!(matches!(result, Err(Error::Malformed { offset, .. }) if offset == at), "{result:?}");
         }
     }
 

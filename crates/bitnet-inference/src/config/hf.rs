@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use bitnet_core::Error as CoreError;
+use bitnet_core::file::json_error_offset;
 use bitnet_quant::kernels::Activation;
 use serde::Deserialize;
 
@@ -117,7 +118,7 @@ impl HfConfig {
             );
         }
         let raw: RawConfig = serde_json::from_slice(bytes)
-            .map_err(|e| CoreError::malformed(path, json_offset(bytes, &e), e.to_string()))?;
+            .map_err(|e| CoreError::malformed(path, json_error_offset(bytes, &e), e.to_string()))?;
         let unsupported =
             |what: String, hint: &str| Error::Unsupported { path: path.into(), what, hint: hint.into() };
 
@@ -257,13 +258,6 @@ impl RawRope {
             }
         })
     }
-}
-
-/// The byte that a JSON error's line and column point to.
-fn json_offset(bytes: &[u8], error: &serde_json::Error) -> u64 {
-    let lines = bytes.split(|b| *b == b'\n').take(error.line().saturating_sub(1));
-    let before: usize = lines.map(|line| line.len() + 1).sum();
-    (before + error.column()).min(bytes.len()) as u64
 }
 
 #[cfg(test)]

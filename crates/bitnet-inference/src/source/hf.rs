@@ -95,7 +95,7 @@ impl HfSource {
         let name = format!("{stem}.weight_scale");
         let tensor = self.checkpoint.tensor(&name)?;
         let bad = |problem: &str| CoreError::bad_tensor(self.checkpoint.path(), &name, problem);
-        let format = dense_format(tensor.dtype).ok_or_else(|| bad("is not a float"))?;
+        let format = tensor.dtype.dense().ok_or_else(|| bad("is not a float"))?;
         if tensor.shape.iter().product::<usize>() != 1 {
             return Err(bad("is not a single number").into());
         }
@@ -140,7 +140,7 @@ impl HfSource {
     }
 
     fn float(&self, tensor: &Tensor, dtype: Dtype) -> Result<DenseFormat> {
-        dense_format(dtype).ok_or_else(|| {
+        dtype.dense().ok_or_else(|| {
             let problem =
                 format!("has the type {}; weights are F32, F16, BF16, or U8 when packed", dtype.name());
             CoreError::bad_tensor(self.checkpoint.path(), &tensor.name, problem).into()
@@ -244,14 +244,5 @@ impl Source for HfSource {
             eos_token: config.eos_token.unwrap_or_default(),
             generation,
         }))
-    }
-}
-
-fn dense_format(dtype: Dtype) -> Option<DenseFormat> {
-    match dtype {
-        Dtype::F32 => Some(DenseFormat::F32),
-        Dtype::F16 => Some(DenseFormat::F16),
-        Dtype::BF16 => Some(DenseFormat::BF16),
-        _ => None,
     }
 }

@@ -60,9 +60,10 @@ impl<'a> Cursor<'a> {
     pub(super) fn count(&mut self, what: &str, min_bytes: usize, max: usize) -> Result<usize> {
         let start = self.clone();
         let count = self.u64()?;
-        let fits = usize::try_from(count).ok().filter(|&n| n <= max && n <= self.rest().len() / min_bytes);
+        let most = max.min(self.rest().len() / min_bytes);
+        let fits = usize::try_from(count).ok().filter(|&n| n <= most);
         fits.ok_or_else(|| {
-            start.malformed(format!("{count} {what} are announced; the file cannot hold them"))
+            start.malformed(format!("{count} {what} are announced, where at most {most} are possible"))
         })
     }
 

@@ -145,10 +145,10 @@ fn typed_reads_take_what_fits_and_name_what_does_not() {
     assert_eq!(gguf.u32("u8").unwrap(), 200);
     assert_eq!(gguf.u32("u32").unwrap(), 70_000);
     assert_eq!(gguf.f32("f64").unwrap(), 0.25);
-    assert!(gguf.bool("bool").unwrap());
+    assert_eq!(gguf.opt_bool("bool").unwrap(), Some(true));
     assert_eq!(gguf.strings("words").unwrap(), ["a", ""]);
-    assert_eq!(gguf.f32s("floats").unwrap(), [1.0, 2.0]);
-    assert_eq!(gguf.i32s("ids").unwrap(), [1, -2, 3]);
+    assert_eq!(gguf.opt_f32s("floats").unwrap().unwrap(), [1.0, 2.0]);
+    assert_eq!(gguf.opt_i32s("ids").unwrap().unwrap(), [1, -2, 3]);
     assert_eq!(gguf.opt_u32("none").unwrap(), None);
     assert_eq!(gguf.opt_strings("none").unwrap(), None);
     assert!(matches!(gguf.u32("none"), Err(Error::MissingKey { key, .. }) if key == "none"));
@@ -157,7 +157,7 @@ fn typed_reads_take_what_fits_and_name_what_does_not() {
     }
     let err = gguf.strings("ids").unwrap_err().to_string();
     assert_eq!(err, "test: the key `ids` is an array of 3 i8, not an array of strings");
-    assert!(gguf.f32s("nested").is_err());
+    assert!(gguf.opt_f32s("nested").is_err());
     assert!(gguf.f32("u32").is_err());
     assert!(gguf.str("words").is_err());
 }

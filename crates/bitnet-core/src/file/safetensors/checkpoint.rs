@@ -7,7 +7,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::{SafeTensors, Tensor};
-use crate::file::Mapping;
+use crate::file::{Mapping, json_error_offset};
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -68,7 +68,7 @@ impl Checkpoint {
             return Err(Error::malformed(index_path, 0, rule));
         }
         let index: Index = serde_json::from_slice(index.as_slice()).map_err(|e| {
-            Error::malformed(index_path, super::error_position(index.as_slice(), &e) as u64, e.to_string())
+            Error::malformed(index_path, json_error_offset(index.as_slice(), &e), e.to_string())
         })?;
 
         let mut shards: HashMap<&str, SafeTensors> = HashMap::new();
@@ -82,12 +82,14 @@ impl Checkpoint {
                 let shard = SafeTensors::parse(Mapping::open(&index_path.with_file_name(file_name))?)?;
                 shards.insert(file_name, shard);
             }
-            let tensor =
-                shards.get(file_name.as_str()).and_then(|shard| shard.get(name)).ok_or_else(|| {
+            let tensor = shards
+                .get_mut(file_name.as_str())
+                .and_then(|shard| shard.tensors.swap_remove(name))
+                .ok_or_else(|| {
                     let path = index_path.with_file_name(file_name);
                     Error::MissingTensor { path, name: name.clone() }
                 })?;
-            tensors.insert(name.clone(), tensor.clone());
+            tensors.insert(name.clone(), tensor);
         }
         Ok(Checkpoint { path: index_path.to_owned(), tensors })
     }
