@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vbmi;
 mod float_kernels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -22,6 +24,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use crate::layout::BLOCK;
+use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
 
 /// An instruction set that kernels are written for.
@@ -130,6 +133,8 @@ pub enum Activation {
 /// The maximum and the sum of a chunk; its weighted sum goes to `out`.
 type Attend = unsafe fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32);
 
+type GemmTiles = unsafe fn(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]);
+
 /// The kernels of one instruction set.
 ///
 /// The fields are `unsafe fn` because of their target features and because they trust their callers' shapes:
@@ -139,6 +144,8 @@ pub struct Kernels {
     variant: &'static str,
     /// Raw products Σ code·x of `out.len() / n` rows of `row_bytes` with n tokens of `4 * row_bytes`.
     gemm_i2_i8: unsafe fn(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]),
+    /// Raw products of one band of tiles with n tokens, `stride` apart; the oracle's where nothing faster is known.
+    gemm_tiles_i8: Option<GemmTiles>,
     /// Raw products of each run of 64 columns of one row.
     dot64_i2_i8: unsafe fn(w: &[u8], x: &[i8], out: &mut [i32]),
     /// Σ acc·d on [`crate::reduce::BLOCK_LANES`] lanes.
@@ -184,6 +191,7 @@ impl Kernels {
             tables.extend(sse41::detect());
             tables.extend(avx2::detect());
             tables.extend(avx512::detect());
+            tables.extend(avx512_vbmi::detect());
         }
         #[cfg(target_arch = "aarch64")]
         tables.extend(neon::detect());
@@ -209,6 +217,23 @@ impl Kernels {
         assert_eq!(out.len(), n * (w.len() / row_bytes));
         // SAFETY: the table exists only where its instruction set does; shapes are asserted above.
         unsafe { (self.gemm_i2_i8)(w, row_bytes, x, n, out) }
+    }
+
+    /// `out[t][r] = Σ_c code[r][c] · x[t][c]` of one band of [`crate::layout::tiles`]; exact.
+    ///
+    /// `band`: tiles of the same rows; `x`: n tokens, `stride` apart, each with as many columns as the tiles, of
+    /// which those that are padding may hold anything; `out`: (n, [`TILE_ROWS`]).
+    pub fn gemm_tiles_i8(&self, band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
+        assert!(!band.is_empty() && band.len().is_multiple_of(TILE_BYTES) && n > 0);
+        assert!(x.len() >= (n - 1) * stride + band.len() / TILE_BYTES * TILE_COLS);
+        assert_eq!(out.len(), n * TILE_ROWS);
+        // SAFETY: as above.
+        unsafe { (self.gemm_tiles_i8.unwrap_or(scalar::gemm_tiles_i8))(band, x, stride, n, out) }
+    }
+
+    /// Whether [`Kernels::gemm_tiles_i8`] is more than the oracle here.
+    pub fn has_tiles(&self) -> bool {
+        self.gemm_tiles_i8.is_some()
     }
 
     /// `out[b] = Σ code[c] · x[c]` over each 64 columns of one row; exact. `out`: a value for each 16 bytes of `w`.

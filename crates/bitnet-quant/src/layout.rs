@@ -1,8 +1,13 @@
-//! The layout that ternary kernels compute on: two bits a weight, in blocks of 128 columns.
+//! The layouts that ternary kernels compute on.
+//!
+//! The first has two bits a weight, in blocks of 128 columns; every instruction set has kernels for it. The other one,
+//! [`tiles`], is smaller and has a kernel where the processor can look bytes up fast enough to keep up with memory.
 //!
 //! 128 consecutive columns of a row are 32 bytes: column j is in byte `j % 32`, bits `6 - 2 (j / 32)`, as the code
 //! value + 1. That is the 128-block order of I2_S files, so that their tensors are used where they are mapped. Rows
 //! whose length is no multiple of 128 are filled up; the activations there are 0, so any code will do.
+
+pub mod tiles;
 
 /// Columns of a block.
 pub const BLOCK: usize = 128;
@@ -36,6 +41,17 @@ pub fn pack_row(codes: &[u8], out: &mut [u8]) {
     }
 }
 
+/// Writes the codes of one row, padding included, to the first 4 · `row.len()` bytes of `codes`.
+pub fn unpack_row(row: &[u8], codes: &mut [u8]) {
+    for (bytes, codes) in row.chunks_exact(BLOCK_BYTES).zip(codes.chunks_exact_mut(BLOCK)) {
+        for (quarter, shift) in codes.chunks_exact_mut(BLOCK_BYTES).zip([6, 4, 2, 0]) {
+            for (code, byte) in quarter.iter_mut().zip(bytes) {
+                *code = byte >> shift & 3;
+            }
+        }
+    }
+}
+
 /// The scales of a ternary matrix.
 #[derive(Debug, Clone, Copy)]
 pub enum Scales<'a> {
@@ -50,27 +66,49 @@ pub enum Scales<'a> {
     },
 }
 
-/// A ternary matrix in the layout of this module.
+/// The packed codes of a ternary matrix.
+#[derive(Debug, Clone, Copy)]
+pub enum Codes<'a> {
+    /// In the two-bit layout: (rows, row_bytes).
+    Rows(&'a [u8]),
+    /// In bands of [`tiles`].
+    Tiles(&'a [u8]),
+}
+
+/// A ternary matrix in one of the layouts of this module.
 #[derive(Debug, Clone, Copy)]
 pub struct TernaryView<'a> {
-    codes: &'a [u8], // (rows, row_bytes(cols))
+    codes: Codes<'a>,
     rows: usize,
     cols: usize,
     scales: Scales<'a>,
 }
 
 impl<'a> TernaryView<'a> {
-    /// A view of `codes`.
+    /// A view of `codes` in the two-bit layout.
     ///
     /// # Panics
     /// When the lengths do not fit the shape: the loader checks files before it gets here.
     pub fn new(codes: &'a [u8], rows: usize, cols: usize, scales: Scales<'a>) -> Self {
-        assert!(cols > 0 && cols <= crate::ternary::MAX_COLS, "{cols} columns");
         assert_eq!(codes.len(), rows * row_bytes(cols));
         if let Scales::Blocks { d, block } = scales {
             assert!(matches!(block, 64 | 256) && cols.is_multiple_of(block), "blocks of {block} in {cols}");
             assert_eq!(d.len(), rows * (cols / block));
         }
+        Self::of(Codes::Rows(codes), rows, cols, scales)
+    }
+
+    /// A view of `codes` in bands of [`tiles`], which have one scale.
+    ///
+    /// # Panics
+    /// As [`TernaryView::new`].
+    pub fn tiled(codes: &'a [u8], rows: usize, cols: usize, scale: f32) -> Self {
+        assert_eq!(codes.len(), tiles::size_bytes(rows, cols));
+        Self::of(Codes::Tiles(codes), rows, cols, Scales::Tensor(scale))
+    }
+
+    fn of(codes: Codes<'a>, rows: usize, cols: usize, scales: Scales<'a>) -> Self {
+        assert!(cols > 0 && cols <= crate::ternary::MAX_COLS, "{cols} columns");
         TernaryView { codes, rows, cols, scales }
     }
 
@@ -84,13 +122,8 @@ impl<'a> TernaryView<'a> {
         self.cols
     }
 
-    /// Bytes of a row.
-    pub fn row_bytes(&self) -> usize {
-        row_bytes(self.cols)
-    }
-
-    /// The packed codes: (rows, row_bytes).
-    pub fn codes(&self) -> &'a [u8] {
+    /// The packed codes.
+    pub fn codes(&self) -> Codes<'a> {
         self.codes
     }
 
@@ -110,6 +143,9 @@ mod tests {
         let mut row = vec![0; row_bytes(300)];
         pack_row(&codes, &mut row);
         assert!(codes.iter().enumerate().all(|(c, want)| code(&row, c) == *want));
+        let mut unpacked = [7; 385];
+        unpack_row(&row, &mut unpacked);
+        assert_eq!((&unpacked[..300], unpacked[384]), (&codes[..], 7));
         assert!((300..384).all(|c| code(&row, c) == 1));
     }
 

@@ -5,7 +5,8 @@
 
 use crate::dense::DenseFormat;
 use crate::kernels::{DenseRow, Kernels};
-use crate::layout::{Scales, TernaryView, code, padded_cols};
+use crate::layout::tiles::{self, TILE_ROWS};
+use crate::layout::{Codes, Scales, TernaryView, code, padded_cols, row_bytes};
 use crate::reduce::{ROW_LANES, tree};
 use crate::ternary::{MAX_COLS, NON_FINITE, activation_factor};
 use crate::threads::{Disjoint, Threads};
@@ -14,8 +15,8 @@ use crate::threads::{Disjoint, Threads};
 const PIECE_BYTES: usize = 64 << 10;
 /// Rows of a piece at most, and a multiple of which (but for the last) it has.
 const PIECE_ROWS: usize = 64;
-/// Tokens that a tile of accumulators holds.
-const TILE_TOKENS: usize = 32;
+/// Tokens whose sums are held at a time: a multiple of what register tiles hold, where one instruction set decides.
+const BATCH: usize = 36;
 
 /// Activations of some tokens, quantised to int8 (absmax), in memory that the caller keeps.
 #[derive(Debug)]
@@ -28,7 +29,12 @@ pub struct QuantizedRows<'a> {
 }
 
 impl<'a> QuantizedRows<'a> {
-    /// Room for `factors.len()` tokens, as `sums` has, of at most `codes.len() / factors.len()` padded columns.
+    /// Bytes of codes for `n` tokens of `cols` columns: kernels read some bytes behind a token, which do not count.
+    pub const fn codes_len(n: usize, cols: usize) -> usize {
+        n * padded_cols(cols) + tiles::TILE_COLS
+    }
+
+    /// Room for `factors.len()` tokens, as `sums` has, with codes as [`QuantizedRows::codes_len`] says.
     pub fn new(codes: &'a mut [i8], factors: &'a mut [f32], sums: &'a mut [i32]) -> Self {
         assert_eq!(factors.len(), sums.len());
         QuantizedRows { codes, factors, sums, stride: 0, n: 0 }
@@ -57,6 +63,11 @@ impl<'a> QuantizedRows<'a> {
 
     fn codes(&self, t: usize, n: usize) -> &[i8] {
         &self.codes[t * self.stride..(t + n) * self.stride]
+    }
+
+    /// The codes from token `t` on, with what lies behind the last one.
+    fn codes_from(&self, t: usize) -> &[i8] {
+        &self.codes[t * self.stride..]
     }
 }
 
@@ -117,13 +128,17 @@ pub fn bitlinear<const N: usize>(
         assert_eq!(out.len(), x.n * w.rows());
     }
     let outs = outs.map(Disjoint::new);
-    let pieces = ws.map(|w| w.rows().div_ceil(piece_rows(w.row_bytes())));
+    let pieces = ws.map(|w| w.rows().div_ceil(ternary_piece_rows(w)));
     threads.run(pieces.iter().sum(), &|mut piece| {
         for ((w, out), pieces) in ws.iter().zip(&outs).zip(pieces) {
             if piece < pieces {
-                let rows = piece_rows(w.row_bytes());
+                let rows = ternary_piece_rows(w);
                 let first = piece * rows;
-                ternary_piece(kernels, w, x, first, rows.min(w.rows() - first), out);
+                let rows = rows.min(w.rows() - first);
+                match w.codes() {
+                    Codes::Rows(codes) => row_piece(kernels, w, codes, x, first, rows, out),
+                    Codes::Tiles(codes) => tile_piece(kernels, w, codes, x, first, rows, out),
+                }
                 return;
             }
             piece -= pieces;
@@ -161,6 +176,9 @@ pub fn dense_linear(
 /// `f32` first, in the order of [`crate::reduce::row_dot`]. For families without an activation quantiser.
 ///
 /// `x`: (n, cols); `out`: (n, rows).
+///
+/// # Panics
+/// When `w` is in tiles: no such family has a use for them.
 pub fn ternary_linear_f32(
     kernels: &Kernels,
     threads: &Threads,
@@ -171,12 +189,14 @@ pub fn ternary_linear_f32(
 ) {
     assert_eq!(x.len(), n * w.cols());
     assert_eq!(out.len(), n * w.rows());
-    let rows = piece_rows(w.row_bytes());
+    let Codes::Rows(codes) = w.codes() else { panic!("tiles are for quantised activations") };
+    let row_bytes = row_bytes(w.cols());
+    let rows = piece_rows(row_bytes);
     let out = Disjoint::new(out);
     threads.run(w.rows().div_ceil(rows), &|piece| {
         let first = piece * rows;
         for r in first..(first + rows).min(w.rows()) {
-            let codes = &w.codes()[r * w.row_bytes()..][..w.row_bytes()];
+            let codes = &codes[r * row_bytes..][..row_bytes];
             // SAFETY: row r of the output belongs to this piece alone.
             let put = |t: usize, y| unsafe { out.set(t * w.rows() + r, y) };
             widened_row(kernels, w.cols(), x, put, |s, out| {
@@ -198,19 +218,57 @@ fn piece_rows(row_bytes: usize) -> usize {
     (PIECE_BYTES / row_bytes.max(1) / 16 * 16).clamp(16, PIECE_ROWS)
 }
 
-fn ternary_piece(
+/// The same of a ternary matrix; of tiles, whole bands.
+fn ternary_piece_rows(w: &TernaryView<'_>) -> usize {
+    match w.codes() {
+        Codes::Rows(_) => piece_rows(row_bytes(w.cols())),
+        Codes::Tiles(_) => (PIECE_BYTES / tiles::band_bytes(w.cols())).max(1) * TILE_ROWS,
+    }
+}
+
+/// The rows from `first` on, a multiple of [`TILE_ROWS`].
+fn tile_piece(
     kernels: &Kernels,
     w: &TernaryView<'_>,
+    codes: &[u8],
     x: &QuantizedRows<'_>,
     first: usize,
     rows: usize,
     out: &Disjoint<'_, f32>,
 ) {
-    let row_bytes = w.row_bytes();
-    let codes = &w.codes()[first * row_bytes..][..rows * row_bytes];
-    let mut acc = [0i32; PIECE_ROWS * TILE_TOKENS];
-    for t0 in (0..x.n).step_by(TILE_TOKENS) {
-        let n = TILE_TOKENS.min(x.n - t0);
+    let Scales::Tensor(scale) = w.scales() else { unreachable!("tiles have one scale") };
+    let band_bytes = tiles::band_bytes(w.cols());
+    let bands = codes[first / TILE_ROWS * band_bytes..].chunks_exact(band_bytes);
+    let mut acc = [0i32; TILE_ROWS * BATCH];
+    for (band, r) in bands.zip((first..first + rows).step_by(TILE_ROWS)) {
+        let rows = TILE_ROWS.min(w.rows() - r);
+        for t0 in (0..x.n).step_by(BATCH) {
+            let n = BATCH.min(x.n - t0);
+            let acc = &mut acc[..n * TILE_ROWS];
+            kernels.gemm_tiles_i8(band, x.codes_from(t0), x.stride, n, acc);
+            for (t, acc) in (t0..).zip(acc.chunks_exact(TILE_ROWS)) {
+                // SAFETY: rows r..r + rows of the output belong to this piece alone.
+                let out = unsafe { out.part(t * w.rows() + r, rows) };
+                scale_sums(&acc[..rows], x.sums[t], scale / x.factors[t], out);
+            }
+        }
+    }
+}
+
+fn row_piece(
+    kernels: &Kernels,
+    w: &TernaryView<'_>,
+    codes: &[u8],
+    x: &QuantizedRows<'_>,
+    first: usize,
+    rows: usize,
+    out: &Disjoint<'_, f32>,
+) {
+    let row_bytes = row_bytes(w.cols());
+    let codes = &codes[first * row_bytes..][..rows * row_bytes];
+    let mut acc = [0i32; PIECE_ROWS * BATCH];
+    for t0 in (0..x.n).step_by(BATCH) {
+        let n = BATCH.min(x.n - t0);
         // SAFETY: rows first..first + rows of the output belong to this piece alone.
         let out = |t: usize| unsafe { out.part((t0 + t) * w.rows() + first, rows) };
         match w.scales() {
@@ -218,10 +276,7 @@ fn ternary_piece(
                 let acc = &mut acc[..n * rows];
                 kernels.gemm_i2_i8(codes, row_bytes, x.codes(t0, n), n, acc);
                 for (t, acc) in acc.chunks_exact(rows).enumerate() {
-                    let factor = scale / x.factors[t0 + t];
-                    for (y, acc) in out(t).iter_mut().zip(acc) {
-                        *y = (acc - x.sums[t0 + t]) as f32 * factor;
-                    }
+                    scale_sums(acc, x.sums[t0 + t], scale / x.factors[t0 + t], out(t));
                 }
             }
             Scales::Blocks { d, block } => {
@@ -236,6 +291,13 @@ fn ternary_piece(
                 }
             }
         }
+    }
+}
+
+/// `out = f32(acc - sum) · factor`: codes are weight + 1, so that the sum of activations comes off.
+fn scale_sums(acc: &[i32], sum: i32, factor: f32, out: &mut [f32]) {
+    for (y, acc) in out.iter_mut().zip(acc) {
+        *y = (acc - sum) as f32 * factor;
     }
 }
 
@@ -289,5 +351,45 @@ fn widened_row(
             kernels.accumulate(&mut lanes[..x.len()], &segment[..x.len()], x);
         }
         put(t, tree(&mut lanes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::pack_row;
+
+    /// Shapes whose last tiles, bands and blocks are partial, and more tokens than sums are held for.
+    #[test]
+    fn tiles_give_what_rows_give() {
+        for (rows, cols, n) in [(70, 300, 1), (33, 128, 5), (64, 24, 80), (300, 2600, 3)] {
+            let codes: Vec<Vec<u8>> = (0..rows)
+                .map(|r| (0..cols).map(|c| ((r * 5 + c * 11 + r * c) % 3) as u8).collect())
+                .collect();
+            let mut packed = vec![0; rows * row_bytes(cols)];
+            for (codes, row) in codes.iter().zip(packed.chunks_exact_mut(row_bytes(cols))) {
+                pack_row(codes, row);
+            }
+            let mut tiles = vec![0; tiles::size_bytes(rows, cols)];
+            tiles::pack(&packed, cols, &mut tiles);
+            let x: Vec<f32> = (0..n * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.1).collect();
+            for kernels in Kernels::available() {
+                for threads in [1, 3].map(Threads::new) {
+                    let mut codes = vec![0; QuantizedRows::codes_len(n, cols)];
+                    let (mut factors, mut sums) = (vec![0.0; n], vec![0; n]);
+                    let mut quantized = QuantizedRows::new(&mut codes, &mut factors, &mut sums);
+                    quantized.quantize(kernels, &x, cols).unwrap();
+                    let mut outs = [vec![0.0; n * rows], vec![1.0; n * rows]];
+                    let [a, b] = &mut outs;
+                    let as_rows = TernaryView::new(&packed, rows, cols, Scales::Tensor(0.37));
+                    let as_tiles = TernaryView::tiled(&tiles, rows, cols, 0.37);
+                    bitlinear(kernels, &threads, [&as_rows, &as_tiles], &quantized, [a, b]);
+                    assert!(
+                        outs[0] == outs[1] && outs[0].iter().any(|y| *y != 0.0),
+                        "{kernels:?} {rows} {cols} {n}"
+                    );
+                }
+            }
+        }
     }
 }

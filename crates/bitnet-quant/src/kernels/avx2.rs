@@ -24,6 +24,7 @@ static KERNELS: Kernels = table! {
     sums: 8,
     blocks: __m256,
     ternary: Maddubs,
+    tiles: None,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {

@@ -25,6 +25,7 @@ static KERNELS: Kernels = table! {
     sums: 16,
     blocks: __m256,
     ternary: Vnni,
+    tiles: None,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {
@@ -39,7 +40,7 @@ pub(super) fn detect() -> Option<&'static Kernels> {
     available.then_some(&KERNELS)
 }
 
-struct Vnni;
+pub(super) struct Vnni;
 
 impl Ternary for Vnni {
     const TILE_TOKENS: usize = 6;

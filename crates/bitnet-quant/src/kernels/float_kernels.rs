@@ -403,11 +403,11 @@ unsafe fn head_sum<V: Vector>(scores: &[f32; SOFTMAX_CHUNK]) -> f32 {
 /// The table of an instruction set: each kernel is compiled with its features.
 ///
 /// `vector` is its register of `f32` lanes, `sums` the registers of sums of a row, `blocks` a register of at most
-/// [`BLOCK_LANES`] lanes, and `ternary` its [`super::ternary_kernels::Ternary`].
+/// [`BLOCK_LANES`] lanes, `ternary` its [`super::ternary_kernels::Ternary`], and `tiles` the function for tiles.
 macro_rules! table {
     (
         isa: $isa:expr, variant: $variant:literal, features: $features:literal,
-        vector: $vector:ty, sums: $sums:literal, blocks: $blocks:ty, ternary: $ternary:ty $(,)?
+        vector: $vector:ty, sums: $sums:literal, blocks: $blocks:ty, ternary: $ternary:ty, tiles: $tiles:expr $(,)?
     ) => {{
         use $crate::kernels::{Activation, DenseRow, KvRows, Kernels, float_kernels, ternary_kernels};
         use $crate::kernels::vector::Vector;
@@ -436,6 +436,7 @@ macro_rules! table {
             isa: $isa,
             variant: $variant,
             gemm_i2_i8,
+            gemm_tiles_i8: $tiles,
             dot64_i2_i8,
             block_sum,
             row_dot,

@@ -27,6 +27,7 @@ static KERNELS: Kernels = table! {
     sums: 16,
     blocks: float32x4_t,
     ternary: MultiplyAdd,
+    tiles: None,
 };
 
 static DOTPROD_KERNELS: Kernels = table! {
@@ -37,6 +38,7 @@ static DOTPROD_KERNELS: Kernels = table! {
     sums: 16,
     blocks: float32x4_t,
     ternary: DotProduct,
+    tiles: None,
 };
 
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {

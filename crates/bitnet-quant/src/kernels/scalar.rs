@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use super::{Activation, DenseRow, Isa, Kernels, KvRows};
 use crate::float::{exp, fma, silu};
 use crate::layout::code;
+use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS, tile_code};
 use crate::reduce::{
     SOFTMAX_CHUNK, block_sum as ordered_block_sum, head_dot, head_sum, row_dot as ordered_row_dot,
 };
@@ -14,6 +15,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     variant: "scalar",
     gemm_i2_i8,
+    gemm_tiles_i8: None,
     dot64_i2_i8,
     block_sum,
     row_dot,
@@ -35,6 +37,19 @@ fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]) {
         for (r, w) in w.chunks_exact(row_bytes).enumerate() {
             out[t * rows + r] =
                 x.iter().enumerate().map(|(c, x)| i32::from(code(w, c)) * i32::from(*x)).sum();
+        }
+    }
+}
+
+/// Also the kernel of instruction sets that could not keep up with memory in this layout.
+pub(super) fn gemm_tiles_i8(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
+    let cols = band.len() / TILE_BYTES * TILE_COLS;
+    for (t, out) in out.chunks_exact_mut(TILE_ROWS).take(n).enumerate() {
+        let x = &x[t * stride..][..cols];
+        for (r, out) in out.iter_mut().enumerate() {
+            let products =
+                x.iter().enumerate().map(|(c, x)| i32::from(tile_code(band, cols, r, c)) * i32::from(*x));
+            *out = products.sum();
         }
     }
 }

@@ -24,6 +24,7 @@ static KERNELS: Kernels = table! {
     sums: 4,
     blocks: __m128,
     ternary: Maddubs,
+    tiles: None,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {

@@ -5,6 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::layout::tiles::{band_bytes, pack_band};
 use crate::layout::{pack_row, padded_cols, row_bytes};
 
 /// Equal bits, or both NaN: the payload of a NaN is the processor's.
@@ -131,6 +132,24 @@ proptest! {
             let mut got = vec![-1; want64.len()];
             kernels.dot64_i2_i8(&w[..row_bytes], &x[..4 * row_bytes], &mut got);
             prop_assert_eq!(&got, &want64, "{:?}", kernels);
+        }
+    }
+
+    #[test]
+    fn products_of_tiles_are_exact(
+        (n, cols, band, x) in (1..=26usize, 1..=40usize).prop_flat_map(|(n, tiles)| {
+            let x = prop_oneof![4 => any::<i8>(), 1 => Just(-128i8), 1 => Just(127)];
+            let cols = tiles * TILE_COLS;
+            (Just(n), Just(cols), vec(any::<u8>(), tiles * TILE_BYTES), vec(x, n * (cols + 7)))
+        }),
+    ) {
+        let (band, x) = (Shifted::new(&band), Shifted::new(&x));
+        let mut want = vec![0; n * TILE_ROWS];
+        scalar::KERNELS.gemm_tiles_i8(&band, &x, cols + 7, n, &mut want);
+        for kernels in vector_tables() {
+            let mut got = vec![-1; want.len()];
+            kernels.gemm_tiles_i8(&band, &x, cols + 7, n, &mut got);
+            prop_assert_eq!(&got, &want, "{:?}", kernels);
         }
     }
 
@@ -343,6 +362,8 @@ fn the_largest_products_do_not_overflow() {
     let mut row = vec![0; row_bytes(COLS)];
     pack_row(&[2; COLS], &mut row);
     let w = row.repeat(5);
+    let mut band = vec![0; band_bytes(COLS)];
+    pack_band(&w, COLS, &mut band);
     for (code, n) in [(127i8, 1), (127, 7), (-128, 1), (-128, 7)] {
         for kernels in Kernels::available() {
             let mut out = vec![0; 5 * n];
@@ -351,6 +372,15 @@ fn the_largest_products_do_not_overflow() {
             let mut out = vec![0; COLS / 64];
             kernels.dot64_i2_i8(&row, &vec![code; COLS], &mut out);
             assert!(out.iter().all(|v| *v == 64 * 2 * i32::from(code)), "{kernels:?}");
+            let mut out = vec![0; TILE_ROWS * n];
+            kernels.gemm_tiles_i8(&band, &vec![code; n * (COLS + TILE_COLS)], COLS + TILE_COLS, n, &mut out);
+            for rows in out.chunks_exact(TILE_ROWS) {
+                assert!(
+                    rows[..5].iter().all(|v| *v == COLS as i32 * 2 * i32::from(code)),
+                    "{kernels:?} {out:?}"
+                );
+                assert!(rows[5..].iter().all(|v| *v == 0), "{kernels:?} {out:?}");
+            }
         }
     }
 }
@@ -365,6 +395,13 @@ fn the_widest_rows_do_not_overflow() {
         let mut out = [0; 2];
         kernels.gemm_i2_i8(&vec![0xff; x.len() / 4], x.len() / 4, &x.repeat(2), 2, &mut out);
         assert_eq!(out, [3 * -128 * x.len() as i32; 2], "{kernels:?}");
+        let tiles = x.len().div_ceil(TILE_COLS);
+        let mut out = [0; TILE_ROWS];
+        // Every digit is 2, the largest: 26 in all fields.
+        let fields = (0..8).fold(0u64, |string, f| string | 26 << (5 * f)).to_le_bytes();
+        let band = fields[..5].repeat(tiles * TILE_BYTES / 5);
+        kernels.gemm_tiles_i8(&band, &vec![-128; tiles * TILE_COLS], 0, 1, &mut out);
+        assert_eq!(out, [2 * -128 * (tiles * TILE_COLS) as i32; TILE_ROWS], "{kernels:?}");
     }
 }
 
