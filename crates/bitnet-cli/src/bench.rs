@@ -8,9 +8,10 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::Context;
+use bitnet_core::file::CacheDir;
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
-use bitnet_inference::{Model, Session, SessionOptions, source};
+use bitnet_inference::{Preparation, Session, SessionOptions, source};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
@@ -69,9 +70,14 @@ pub(crate) struct BenchArgs {
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let precision = args.kv.precision()?;
     let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
-    let options = args.model.compute.options()?;
+    let mut options = args.model.options(Preparation::BeforeUse)?;
     let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
     let made = args.shape.as_deref().map(model_of_shape).transpose()?;
+    // What is derived from a model that is made for the run goes with it.
+    let cache = made.as_ref().map(|_| tempfile::tempdir()).transpose()?;
+    if let Some(cache) = &cache {
+        options.cache = Some(CacheDir::new(cache.path(), u64::MAX));
+    }
     let start = Instant::now();
     let source = match &made {
         Some(file) => source::open(file.path(), I2sLayout::default())?,
@@ -100,7 +106,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         rss_bytes,
         pp_tokens: prompt_tokens,
         pp,
-        ops_per_token: 2 * projection_weights(&model),
+        ops_per_token: 2 * model.config().n_projection_weights(),
         tg_tokens: gen_tokens,
         tg,
         bytes_per_token: model.weight_bytes_per_token()
@@ -130,13 +136,6 @@ fn model_of_shape(name: &str) -> anyhow::Result<NamedTempFile> {
     let mut line = ProgressLine::new("making a model");
     synth::write(file.path(), &options, &mut |progress| line.show(progress))?;
     Ok(file)
-}
-
-/// Multiplications of a token with the projections of all layers.
-fn projection_weights(model: &Model) -> usize {
-    let c = model.config();
-    let attention = 2 * c.dim * c.q_dim() + 2 * c.dim * c.kv_dim();
-    c.n_layers * (attention + 3 * c.dim * c.ffn_dim)
 }
 
 /// Bytes of keys and values that a token reads, on average over a generation that starts from one token.

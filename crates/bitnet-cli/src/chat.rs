@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::generation::{GenerationArgs, Speed};
 use crate::interrupt::{self, Watch};
-use crate::model::{ModelArgs, print_notices};
+use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
 use command::{Command, HELP};
@@ -87,6 +87,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             }
         }
     }
+    finish_preparing(&model, args.quiet);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bitnet_core::Error as CoreError;
 use bitnet_core::file::safetensors::{Dtype, TensorSpec, write};
 use bitnet_inference::convert::refuse_own_input;
-use bitnet_inference::{Error, SessionOptions};
+use bitnet_inference::{Error, Preparation, SessionOptions};
 use clap::Args;
 
 use crate::interrupt;
@@ -39,7 +39,7 @@ pub(crate) struct LogitsArgs {
 pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     let precision = args.kv.precision()?;
-    let options = args.model.compute.options()?;
+    let options = args.model.options(Preparation::Never)?;
     let source = args.model.source.open()?;
     refuse_own_input(source.path(), &args.output)?;
     let model = load(&*source, &options)?;

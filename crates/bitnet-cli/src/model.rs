@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bitnet_core::Device;
 use bitnet_inference::source::{self, Source};
-use bitnet_inference::{LoadProgress, Model, ModelOptions, embedded_source};
+use bitnet_inference::{LoadProgress, Model, ModelOptions, Preparation, embedded_source};
 use bitnet_quant::kernels::Isa;
+use bitnet_quant::layout::Layout;
 use bitnet_quant::packing::I2sLayout;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -44,9 +45,23 @@ pub(crate) struct ModelArgs {
     pub(crate) source: SourceArgs,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
-    /// Accepted, and without effect: this version keeps no files derived from models.
+    /// How ternary weights lie in memory: auto (what was measured to be faster here), two-bit or tiles.
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = parse_layout)]
+    layout: LayoutChoice,
+    /// Neither use nor leave weights in faster forms in the user's cache folder.
     #[arg(long)]
     no_cache: bool,
+}
+
+/// A layout of weights, or none in particular.
+#[derive(Debug, Clone, Copy)]
+struct LayoutChoice(Option<Layout>);
+
+fn parse_layout(text: &str) -> Result<LayoutChoice, String> {
+    match text {
+        "auto" => Ok(LayoutChoice(None)),
+        name => name.parse().map(|layout| LayoutChoice(Some(layout))).map_err(|e| format!("{e}, or auto")),
+    }
 }
 
 /// What a model runs on.
@@ -80,10 +95,19 @@ impl ComputeArgs {
 }
 
 impl ModelArgs {
+    /// The options of the engine; derived weights are made as `preparation` says, if they may be kept at all.
+    pub(crate) fn options(&self, preparation: Preparation) -> anyhow::Result<ModelOptions> {
+        Ok(ModelOptions {
+            layout: self.layout.0,
+            preparation: if self.no_cache { Preparation::Never } else { preparation },
+            i2s_layout: self.source.layout.i2s,
+            ..self.compute.options()?
+        })
+    }
+
     /// Loads the model.
     pub(crate) fn load(&self) -> anyhow::Result<Model> {
-        let options = self.compute.options()?;
-        load(&*self.source.open()?, &options)
+        load(&*self.source.open()?, &self.options(Preparation::InBackground)?)
     }
 }
 
@@ -110,6 +134,28 @@ pub(crate) fn load(source: &dyn Source, options: &ModelOptions) -> anyhow::Resul
     Ok(model?)
 }
 
+/// Waits until weights in faster forms are in the cache, if they are being made.
+pub(crate) fn finish_preparing(model: &Model, quiet: bool) {
+    let mut bar = None;
+    let finished = model.finish_preparing(&mut |progress| {
+        if !quiet && stderr().is_terminal() {
+            let bar = bar.get_or_insert_with(|| {
+                let template = "keeping faster weights for later runs {wide_bar} {percent} %  (Ctrl-C skips)";
+                ProgressBar::new(progress.total as u64).with_style(style(template))
+            });
+            bar.set_length(progress.total as u64);
+            bar.set_position(progress.done as u64);
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    // The answer is out; a full disk is no reason to call the run a failure.
+    if let Err(error) = finished {
+        say!("note: no faster weights are kept for later runs: {error}; --no-cache does not try");
+    }
+}
+
 /// Says on stderr what the user should know about choices that were made while loading.
 pub(crate) fn print_notices(model: &Model) {
     for notice in model.notices() {
@@ -122,7 +168,10 @@ fn begin_bar(path: &Path, progress: LoadProgress) -> ProgressBar {
         say!("loading {}", path.display());
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("loading {msg} {wide_bar} {pos}/{len} layers")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style("loading {msg} {wide_bar} {pos}/{len} layers");
     ProgressBar::new(progress.total as u64).with_style(style).with_message(path.display().to_string())
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

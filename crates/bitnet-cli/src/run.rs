@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::generation::{GenerationArgs, Speed};
 use crate::interrupt::{self, Watch};
-use crate::model::{ModelArgs, print_notices};
+use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
 
@@ -87,6 +87,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if answer.finish_reason().is_none() {
         bail!("interrupted");
     }
+    drop(watch);
+    finish_preparing(&model, args.quiet);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ pub mod conversion;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod execution;
 pub mod file;
 pub mod memory;
 pub mod mixed_precision;

@@ -106,6 +106,12 @@ impl ModelConfig {
         Heads { n_heads: self.n_heads, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
     }
 
+    /// Weights of the projections of all layers.
+    pub fn n_projection_weights(&self) -> usize {
+        let attention = 2 * self.dim * self.q_dim() + 2 * self.dim * self.kv_dim();
+        self.n_layers * (attention + 3 * self.dim * self.ffn_dim)
+    }
+
     /// Elements of all query heads of a token.
     pub fn q_dim(&self) -> usize {
         self.n_heads * self.head_dim

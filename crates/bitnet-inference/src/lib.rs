@@ -17,6 +17,7 @@
 
 pub mod config;
 pub mod convert;
+mod derived;
 mod error;
 mod generate;
 mod kv_cache;
@@ -36,7 +37,7 @@ pub use bitnet_core::tokenizer::Message;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generation, TokenLogprobs};
 pub use model::Model;
-pub use open::{ModelOptions, embedded_source};
+pub use open::{ModelOptions, Preparation, embedded_source};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session, SessionOptions};
 pub use text::Text;

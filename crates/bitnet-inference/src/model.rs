@@ -10,6 +10,7 @@ use bitnet_quant::ternary::NON_FINITE;
 use bitnet_quant::threads::Threads;
 
 use crate::config::ModelConfig;
+use crate::derived::Preparing;
 use crate::kv_cache::KvCache;
 use crate::ops::{Cpu, Scratch};
 use crate::state::RunState;
@@ -26,7 +27,8 @@ pub struct Model {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: ModelConfig,
-    pub(crate) weights: Weights,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) preparing: Option<Preparing>,
     pub(crate) text: Option<Text>,
     pub(crate) notices: Vec<String>,
     pub(crate) kernels: &'static Kernels,

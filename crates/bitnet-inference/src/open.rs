@@ -1,24 +1,29 @@
 //! Opening a model: source, precisions, weights, tokenizer.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bitnet_core::Error as CoreError;
-use bitnet_core::file::Mapping;
+use bitnet_core::execution::choose_layout;
 use bitnet_core::file::safetensors::Checkpoint;
+use bitnet_core::file::{CacheDir, Mapping};
 use bitnet_core::memory::{HybridMemoryPool, release_freed_memory};
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager};
 use bitnet_core::tokenizer::GenerationConfig;
 use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::kernels::{Isa, Kernels};
+use bitnet_quant::layout::Layout;
 use bitnet_quant::packing::I2sLayout;
 use bitnet_quant::threads::Threads;
 
 use crate::config::ModelConfig;
+use crate::derived::{Place, Preparing};
 use crate::model::{Inner, Model};
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
-use crate::weights::{LoadProgress, Weights};
+use crate::weights::{LoadProgress, Tiles, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
@@ -33,7 +38,30 @@ pub struct ModelOptions {
     pub isa: Option<Isa>,
     /// The byte order of I2_S tensors, which their files do not tell.
     pub i2s_layout: I2sLayout,
+    /// The layout of ternary weights in memory; the one that is measured to be the fastest here when absent.
+    pub layout: Option<Layout>,
+    /// What becomes of weights in forms that take long to make.
+    pub preparation: Preparation,
+    /// The folder for these weights; the user's own when absent.
+    pub cache: Option<CacheDir>,
 }
+
+/// What becomes of weights in other forms than the file's: smaller, and so faster to read, but it takes seconds to make
+/// them from a large model. Small models have them at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preparation {
+    /// They are used if an earlier run left them in the cache. Otherwise this run does without them, and leaves them for
+    /// later ones.
+    #[default]
+    InBackground,
+    /// They are used, and are made first if they are not in the cache.
+    BeforeUse,
+    /// The cache is not looked at.
+    Never,
+}
+
+/// Models whose ternary weights take less than this in two bits have their derived forms made while they are loaded.
+const SMALL_MODEL_BYTES: usize = 64 << 20;
 
 impl Model {
     /// Opens a GGUF file, a safetensors file, or a Hugging Face model folder.
@@ -76,12 +104,16 @@ impl Model {
             return Err(Error::BadOption { option: "the number of threads", must: "between 1 and 1024" });
         }
         let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
+        let threads = Threads::new(n_threads);
         let pool = HybridMemoryPool::new()?;
         let precision = PrecisionManager::new(MixedPrecisionConfig::default())?;
+        let load = |tiles: Tiles<'_>, progress: &mut dyn FnMut(LoadProgress)| {
+            Weights::load(source, &pool, &precision, tiles, n_threads, progress)
+        };
         // The vocabulary of a large model takes as long as its weights.
         let (weights, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| source.text());
-            let weights = Weights::load(source, &pool, &precision, n_threads, progress);
+            let weights = prepared_weights(source, options, kernels, &threads, load, progress);
             (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (text, notice) = match text? {
@@ -91,21 +123,29 @@ impl Model {
             }
             None => (None, None),
         };
-        let weights = weights?;
+        let (weights, unprepared) = weights?;
         refuse_unused(source)?;
         // Building a large vocabulary leaves tens of megabytes behind.
         release_freed_memory();
+        let weights = Arc::new(weights);
         Ok(Model {
-            inner: std::sync::Arc::new(Inner {
+            inner: Arc::new(Inner {
                 config: source.config().clone(),
+                preparing: unprepared.map(|place| Preparing::start(place, weights.clone())),
                 weights,
                 text,
                 notices: notice.into_iter().collect(),
                 kernels,
-                threads: Threads::new(n_threads),
+                threads,
                 pool,
             }),
         })
+    }
+
+    /// Waits until the weights for later runs are in the cache, if they are being made; the progress is that so far.
+    /// Dropping the model gives them up instead.
+    pub fn finish_preparing(&self, progress: &mut dyn FnMut(LoadProgress)) -> Result<()> {
+        self.inner.preparing.as_ref().map_or(Ok(()), |preparing| preparing.finish(progress))
     }
 
     /// A session with memory of its own. Any number of sessions share a model.
@@ -153,6 +193,54 @@ impl Model {
     pub fn pool(&self) -> &HybridMemoryPool {
         &self.inner.pool
     }
+}
+
+/// Loads the weights, in derived forms where these are at hand. If they are not, and are to be made in the background,
+/// their place comes along.
+fn prepared_weights(
+    source: &dyn Source,
+    options: &ModelOptions,
+    kernels: &Kernels,
+    threads: &Threads,
+    load: impl Fn(Tiles<'_>, &mut dyn FnMut(LoadProgress)) -> Result<Weights>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(Weights, Option<Place>)> {
+    let cache = match options.preparation {
+        Preparation::Never => None,
+        _ => options.cache.clone().or_else(CacheDir::of_user),
+    };
+    let c = source.config();
+    let is_small = c.n_projection_weights() / 4 < SMALL_MODEL_BYTES;
+    let layout = match options.layout {
+        Some(layout) => layout,
+        // Not worth a measurement.
+        None if is_small && kernels.has_tiles() => Layout::Tiles,
+        None => choose_layout(kernels, threads, cache.as_ref()),
+    };
+    if layout == Layout::TwoBit {
+        return Ok((load(Tiles::None, progress)?, None));
+    }
+    let in_background = options.preparation == Preparation::InBackground;
+    let place = cache
+        .filter(|_| !(is_small && in_background))
+        .and_then(|cache| Place::of(source, options.i2s_layout, &cache));
+    let Some(place) = place else {
+        // From a large model, they are made while it is loaded only for those who ask for them.
+        let tiles = if is_small || options.layout.is_some() { Tiles::Pack } else { Tiles::None };
+        return Ok((load(tiles, progress)?, None));
+    };
+    if let Some(derived) = place.open(threads.len()) {
+        return Ok((load(Tiles::Derived(&derived), progress)?, None));
+    }
+    let weights = load(Tiles::None, progress)?;
+    if in_background {
+        return Ok((weights, Some(place)));
+    }
+    place.build(&weights, threads.len(), &AtomicBool::new(false), &|_| ())?;
+    drop(weights);
+    source.release_pages();
+    let derived = place.open(threads.len());
+    Ok((load(derived.as_ref().map_or(Tiles::Pack, Tiles::Derived), progress)?, None))
 }
 
 /// Refuses tensors that would change the results and that no part of this model takes: leaving them out would not

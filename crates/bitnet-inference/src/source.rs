@@ -172,6 +172,8 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>>;
     /// Names of the file's tensors that no role of this model uses.
     fn unused_tensors(&self) -> Vec<String>;
+    /// Lets go of the file's pages that are in memory, where it is mapped; they are read again when they are used.
+    fn release_pages(&self) {}
     /// The tokenizer and what belongs to it; `None` when the model has none.
     fn text(&self) -> Result<Option<TextParts>>;
 }

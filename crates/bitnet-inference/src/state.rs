@@ -1,7 +1,7 @@
 //! The activations of one session: allocated when it opens, written by every forward pass.
 
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
-use bitnet_quant::layout::padded_cols;
+use bitnet_quant::linear::QuantizedRows;
 
 use crate::Result;
 use crate::config::ModelConfig;
@@ -19,7 +19,7 @@ pub(crate) struct RunState {
     pub(crate) mixed: Buffer<f32>,   // (chunk, n_heads * head_dim)
     pub(crate) gate: Buffer<f32>,    // (chunk, ffn_dim)
     pub(crate) up: Buffer<f32>,      // (chunk, ffn_dim)
-    pub(crate) codes: Buffer<i8>,    // (chunk, widest input, padded)
+    pub(crate) codes: Buffer<i8>,    // QuantizedRows::codes_len(chunk, widest input)
     pub(crate) factors: Buffer<f32>, // (chunk)
     pub(crate) sums: Buffer<i32>,    // (chunk)
     pub(crate) cos: Buffer<f32>,     // (chunk, head_dim / 2)
@@ -43,7 +43,7 @@ impl RunState {
             mixed: f32s(chunk * config.q_dim())?,
             gate: f32s(chunk * config.ffn_dim)?,
             up: f32s(chunk * config.ffn_dim)?,
-            codes: pool.buffer(chunk * padded_cols(widest))?,
+            codes: pool.buffer(QuantizedRows::codes_len(chunk, widest))?,
             factors: f32s(chunk)?,
             sums: pool.buffer(chunk)?,
             cos: f32s(chunk * config.head_dim / 2)?,

@@ -10,12 +10,13 @@ use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error as CoreError};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::fpenv::DefaultFloatEnv;
-use bitnet_quant::layout::{self, Scales, TernaryView};
+use bitnet_quant::layout::{self, Codes, Scales, TernaryView, tiles};
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat, i2_s};
 
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
+use crate::derived::Derived;
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
 use crate::ternary_rows::{TernaryRows, uniform_scale};
 
@@ -45,6 +46,20 @@ pub(crate) struct Layer {
     pub(crate) up_proj: Linear,             // (ffn_dim, dim)
     pub(crate) ffn_sub_norm: Option<Norm>,  // (ffn_dim)
     pub(crate) down_proj: Linear,           // (dim, ffn_dim)
+}
+
+impl Layer {
+    pub(crate) fn projection(&self, proj: Proj) -> &Linear {
+        match proj {
+            Proj::Q => &self.q_proj,
+            Proj::K => &self.k_proj,
+            Proj::V => &self.v_proj,
+            Proj::O => &self.o_proj,
+            Proj::Gate => &self.gate_proj,
+            Proj::Up => &self.up_proj,
+            Proj::Down => &self.down_proj,
+        }
+    }
 }
 
 /// The weights of a root-mean-square norm.
@@ -79,6 +94,13 @@ pub(crate) enum Matrix {
 }
 
 impl Matrix {
+    pub(crate) fn bit_linear(&self) -> Option<&Ternary> {
+        match self {
+            Matrix::BitLinear(w) => Some(w),
+            Matrix::TernaryF32(_) | Matrix::Dense(_) => None,
+        }
+    }
+
     fn size_bytes(&self) -> usize {
         match self {
             Matrix::BitLinear(w) | Matrix::TernaryF32(w) => w.size_bytes(),
@@ -87,13 +109,21 @@ impl Matrix {
     }
 }
 
-/// A ternary matrix in the kernels' layout.
+/// A ternary matrix in one of the kernels' layouts.
 #[derive(Debug)]
 pub(crate) struct Ternary {
-    codes: BitNetTensor, // (rows, padded cols), BitNet158
+    codes: TernaryCodes,
     scales: OwnedScales,
     rows: usize,
     cols: usize,
+}
+
+#[derive(Debug)]
+enum TernaryCodes {
+    /// Two bits a weight: (rows, padded cols), BitNet158.
+    Rows(BitNetTensor),
+    /// Bands of tiles.
+    Tiles(WeightBytes),
 }
 
 #[derive(Debug)]
@@ -108,33 +138,45 @@ impl Ternary {
             OwnedScales::Tensor(scale) => Scales::Tensor(*scale),
             OwnedScales::Blocks { d, block } => Scales::Blocks { d, block: *block },
         };
-        TernaryView::new(self.codes.as_bytes(), self.rows, self.cols, scales)
+        match (&self.codes, scales) {
+            (TernaryCodes::Tiles(codes), Scales::Tensor(scale)) => {
+                TernaryView::tiled(codes.as_slice(), self.rows, self.cols, scale)
+            }
+            (TernaryCodes::Rows(codes), scales) => {
+                TernaryView::new(codes.as_bytes(), self.rows, self.cols, scales)
+            }
+            (TernaryCodes::Tiles(_), Scales::Blocks { .. }) => unreachable!("tiles have one scale"),
+        }
+    }
+
+    /// The scale of the whole matrix, if it has one.
+    pub(crate) fn scale(&self) -> Option<f32> {
+        match self.scales {
+            OwnedScales::Tensor(scale) => Some(scale),
+            OwnedScales::Blocks { .. } => None,
+        }
     }
 
     fn size_bytes(&self) -> usize {
+        let codes = match &self.codes {
+            TernaryCodes::Rows(codes) => codes.size_bytes(),
+            TernaryCodes::Tiles(codes) => codes.as_slice().len(),
+        };
         let scales = match &self.scales {
             OwnedScales::Tensor(_) => 0,
             OwnedScales::Blocks { d, .. } => size_of_val::<[f32]>(d),
         };
-        self.codes.size_bytes() + scales
+        codes + scales
     }
 }
 
 /// A dense matrix as the file stores it.
 #[derive(Debug)]
 pub(crate) struct Dense {
-    bytes: DenseBytes,
+    bytes: WeightBytes,
     format: DenseFormat,
     rows: usize,
     cols: usize,
-}
-
-#[derive(Debug)]
-enum DenseBytes {
-    /// As they are in the file.
-    File(Bytes),
-    /// Rows brought into the engine's order.
-    Pool(MemoryHandle),
 }
 
 impl Dense {
@@ -143,20 +185,46 @@ impl Dense {
     }
 
     fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            DenseBytes::File(bytes) => bytes,
-            DenseBytes::Pool(handle) => handle.as_slice(),
+        self.bytes.as_slice()
+    }
+}
+
+/// Bytes of a matrix.
+#[derive(Debug)]
+pub(crate) enum WeightBytes {
+    /// As they are in a file.
+    File(Bytes),
+    /// Brought into another order or layout.
+    Pool(MemoryHandle),
+}
+
+impl WeightBytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            WeightBytes::File(bytes) => bytes,
+            WeightBytes::Pool(handle) => handle.as_slice(),
         }
     }
 }
 
-/// How far loading has come.
+/// How far loading has come, or the making of derived weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
-    /// Layers loaded.
+    /// Layers or tensors done.
     pub done: usize,
-    /// Layers there are.
+    /// Those that there are.
     pub total: usize,
+}
+
+/// Where the tiles of projections come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Tiles<'a> {
+    /// There are none: weights stay in the two-bit layout.
+    None,
+    /// The derived file, as far as it has them.
+    Derived(&'a Derived),
+    /// They are packed while the model is loaded.
+    Pack,
 }
 
 impl Weights {
@@ -165,12 +233,13 @@ impl Weights {
         source: &dyn Source,
         pool: &HybridMemoryPool,
         precision: &PrecisionManager,
+        tiles: Tiles<'_>,
         n_threads: usize,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let config = source.config();
         let engine = ConversionEngine::new(ConversionConfig::default(), pool.clone())?;
-        let loader = Loader { source, config, pool, engine, precision };
+        let loader = Loader { source, config, pool, engine, precision, tiles };
         Ok(Weights {
             embedding: loader.dense(Role::Embedding)?.ok_or_else(|| loader.missing(Role::Embedding))?,
             output_norm: loader.norm(Role::OutputNorm, config.dim, config.norm_eps)?,
@@ -182,9 +251,7 @@ impl Weights {
 
     /// Bytes that are read for each token: those of all projections, and those of the head.
     pub(crate) fn bytes_per_token(&self) -> usize {
-        let projections = self.layers.iter().flat_map(|l| {
-            [&l.q_proj, &l.k_proj, &l.v_proj, &l.o_proj, &l.gate_proj, &l.up_proj, &l.down_proj]
-        });
+        let projections = self.layers.iter().flat_map(|l| Proj::ALL.map(|proj| l.projection(proj)));
         projections.map(|p| p.matrix.size_bytes()).sum::<usize>() + self.head().bytes().len()
     }
 
@@ -200,6 +267,7 @@ struct Loader<'a> {
     pool: &'a HybridMemoryPool,
     engine: ConversionEngine,
     precision: &'a PrecisionManager,
+    tiles: Tiles<'a>,
 }
 
 impl Loader<'_> {
@@ -306,14 +374,14 @@ impl Loader<'_> {
         let StoredTensor { rows, cols, .. } = *stored;
         stored.check_dense_size(format, bytes.len(), self.source.path())?;
         let bytes = match stored.row_order {
-            RowOrder::Halves => DenseBytes::File(bytes.clone()),
+            RowOrder::Halves => WeightBytes::File(bytes.clone()),
             order @ RowOrder::Interleaved { .. } => {
                 let mut ordered = self.pool.allocate(bytes.len(), ALIGNMENT, &Device::Cpu)?;
                 let row_bytes = bytes.len() / rows;
                 for (r, row) in ordered.as_mut_slice().chunks_exact_mut(row_bytes).enumerate() {
                     row.copy_from_slice(&bytes[order.file_row(r) * row_bytes..][..row_bytes]);
                 }
-                DenseBytes::Pool(ordered)
+                WeightBytes::Pool(ordered)
             }
         };
         Ok(Dense { bytes, format, rows, cols })
@@ -327,24 +395,50 @@ impl Loader<'_> {
             Some(eps) => Some(self.norm(Role::Layer(l, Part::InputNorm(proj)), cols, eps)?),
             None => None,
         };
-        let matrix = match &stored.data {
-            StoredData::Dense(format, bytes) => Matrix::Dense(self.dense_matrix(&stored, *format, bytes)?),
+        Ok(Linear { input_norm, matrix: self.matrix(&stored, l, proj)? })
+    }
+
+    fn matrix(&self, stored: &StoredTensor, l: usize, proj: Proj) -> Result<Matrix> {
+        let StoredTensor { rows, cols, .. } = *stored;
+        if let Tiles::Derived(derived) = self.tiles
+            && let Some((tiles, scale)) = derived.tiles(l, proj, rows, cols)
+        {
+            let codes = TernaryCodes::Tiles(WeightBytes::File(tiles));
+            return Ok(Matrix::BitLinear(Ternary { codes, scales: OwnedScales::Tensor(scale), rows, cols }));
+        }
+        match &stored.data {
+            StoredData::Dense(format, bytes) => Ok(Matrix::Dense(self.dense_matrix(stored, *format, bytes)?)),
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
             {
-                Matrix::BitLinear(self.map_i2_s(&stored, bytes, *scale)?)
+                Ok(Matrix::BitLinear(self.tiled(self.map_i2_s(stored, bytes, *scale)?)?))
             }
             StoredData::Ternary { .. } | StoredData::Master(..) => {
-                let ternary = self.pack(&stored, TernaryRows::new(&stored, self.source.path())?)?;
+                let ternary = self.pack(stored, TernaryRows::new(stored, self.source.path())?)?;
                 // Q2_0 is the format of a family without an activation quantiser.
                 if matches!(stored.data, StoredData::Ternary { format: TernaryFormat::Q2_0, .. }) {
-                    Matrix::TernaryF32(ternary)
+                    Ok(Matrix::TernaryF32(ternary))
                 } else {
-                    Matrix::BitLinear(ternary)
+                    Ok(Matrix::BitLinear(self.tiled(ternary)?))
                 }
             }
-        };
-        Ok(Linear { input_norm, matrix })
+        }
+    }
+
+    /// Packs the codes as tiles where that is asked for and possible.
+    fn tiled(&self, ternary: Ternary) -> Result<Ternary> {
+        let view = ternary.view();
+        match (self.tiles, view.codes(), &ternary.scales) {
+            (Tiles::Pack, Codes::Rows(rows), OwnedScales::Tensor(scale)) => {
+                let size = tiles::size_bytes(view.rows(), view.cols());
+                let mut handle = self.pool.allocate(size, ALIGNMENT, &Device::Cpu)?;
+                tiles::pack(rows, view.cols(), handle.as_mut_slice());
+                let codes = TernaryCodes::Tiles(WeightBytes::Pool(handle));
+                let (rows, cols) = (view.rows(), view.cols());
+                Ok(Ternary { codes, scales: OwnedScales::Tensor(*scale), rows, cols })
+            }
+            _ => Ok(ternary),
+        }
     }
 
     /// The kernels' own layout: the codes stay where the file is mapped.
@@ -364,6 +458,7 @@ impl Loader<'_> {
             return Err(self.bad(stored, problem).into());
         }
         let codes = BitNetTensor::from_file(codes, &[rows, cols], BitNetDType::BitNet158)?;
+        let codes = TernaryCodes::Rows(codes);
         Ok(Ternary { codes, scales: OwnedScales::Tensor(own_scale * scale), rows, cols })
     }
 
@@ -383,7 +478,7 @@ impl Loader<'_> {
             }
             (None, _) => OwnedScales::Tensor(scale),
         };
-        Ok(Ternary { codes, scales, rows: stored.rows, cols: stored.cols })
+        Ok(Ternary { codes: TernaryCodes::Rows(codes), scales, rows: stored.rows, cols: stored.cols })
     }
 
     /// Packs rows of codes, which `fill(row, codes)` gives.

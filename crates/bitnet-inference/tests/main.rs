@@ -4,6 +4,7 @@
 
 mod common;
 mod convert;
+mod derived;
 mod equality;
 mod goldens;
 mod hostile;

@@ -9,6 +9,8 @@
 
 pub mod tiles;
 
+use std::str::FromStr;
+
 /// Columns of a block.
 pub const BLOCK: usize = 128;
 /// Bytes of a block.
@@ -65,6 +67,41 @@ pub enum Scales<'a> {
         block: usize,
     },
 }
+
+/// One of the layouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Two bits a weight.
+    TwoBit,
+    /// [`tiles`].
+    Tiles,
+}
+
+impl Layout {
+    /// Every layout.
+    pub const ALL: [Layout; 2] = [Layout::TwoBit, Layout::Tiles];
+
+    /// The name that options take.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layout::TwoBit => "two-bit",
+            Layout::Tiles => "tiles",
+        }
+    }
+}
+
+impl FromStr for Layout {
+    type Err = UnknownLayout;
+
+    fn from_str(s: &str) -> Result<Self, UnknownLayout> {
+        Layout::ALL.into_iter().find(|layout| layout.name() == s).ok_or(UnknownLayout)
+    }
+}
+
+/// A name that is no [`Layout`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("layouts are two-bit and tiles")]
+pub struct UnknownLayout;
 
 /// The packed codes of a ternary matrix.
 #[derive(Debug, Clone, Copy)]

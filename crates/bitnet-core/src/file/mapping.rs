@@ -53,6 +53,16 @@ impl Mapping {
         Arc::new(Mapping { path: name.into(), source: Source::Memory(bytes) })
     }
 
+    /// Lets go of the pages that are in memory; they are read again when they are used.
+    pub fn release_pages(&self) {
+        #[cfg(unix)]
+        if let Source::Mapped(m) = &self.source {
+            // SAFETY: of a private read-only map nothing is lost: the pages come back from the file. A system that
+            // refuses the advice keeps them, which does no harm.
+            let _ = unsafe { m.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// The path, or what stands for it in messages.
     pub fn path(&self) -> &Path {
         &self.path
@@ -87,6 +97,11 @@ impl Bytes {
         self.as_slice().get(part.clone())?;
         let range = self.range.start + part.start..self.range.start + part.end;
         Some(Bytes { mapping: self.mapping.clone(), range })
+    }
+
+    /// The file that they are of.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     /// The bytes.

@@ -132,6 +132,10 @@ impl Source for GgufSource {
         self.gguf.tensors().map(|t| t.name.clone()).filter(|name| !used.contains(name)).collect()
     }
 
+    fn release_pages(&self) {
+        self.gguf.mapping().release_pages();
+    }
+
     fn text(&self) -> Result<Option<TextParts>> {
         if self.gguf.value("tokenizer.ggml.tokens").is_none() {
             return Ok(None);

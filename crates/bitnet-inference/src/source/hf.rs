@@ -222,6 +222,12 @@ impl Source for HfSource {
         self.checkpoint.tensors().map(|t| t.name.clone()).filter(|name| !used.contains(name)).collect()
     }
 
+    fn release_pages(&self) {
+        for tensor in self.checkpoint.tensors() {
+            tensor.bytes.mapping().release_pages();
+        }
+    }
+
     fn text(&self) -> Result<Option<TextParts>> {
         let Some(file) = &self.files.tokenizer else { return Ok(None) };
         let tokenizer = Tokenizer::from_json(file.as_slice(), file.path())?;

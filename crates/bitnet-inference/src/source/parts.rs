@@ -63,7 +63,7 @@ impl Proj {
         }
     }
 
-    const fn gguf(self) -> &'static str {
+    pub(crate) const fn gguf(self) -> &'static str {
         match self {
             Proj::Q => "attn_q",
             Proj::K => "attn_k",

@@ -1,0 +1,123 @@
+//! The user's folder for files that are derived from others and can be made again.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::{Error, Result};
+
+/// The environment variable that names another folder.
+const DIR_VARIABLE: &str = "BITNET_CACHE_DIR";
+/// What all files may take together before the ones unused for longest go.
+const DEFAULT_MAX_BYTES: u64 = 32 << 30;
+
+/// A folder of derived files, the size of which is capped.
+#[derive(Debug, Clone)]
+pub struct CacheDir {
+    dir: PathBuf,
+    max_bytes: u64,
+}
+
+impl CacheDir {
+    /// The user's: `BITNET_CACHE_DIR`, or `bitnet` where the system keeps such files. `None` where neither is known.
+    pub fn of_user() -> Option<Self> {
+        let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let dir = variable(DIR_VARIABLE).or_else(|| {
+            let caches = if cfg!(windows) {
+                variable("LOCALAPPDATA")
+            } else if cfg!(target_os = "macos") {
+                variable("HOME").map(|home| home.join("Library/Caches"))
+            } else {
+                variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))
+            };
+            caches.map(|caches| caches.join("bitnet"))
+        })?;
+        Some(CacheDir { dir, max_bytes: DEFAULT_MAX_BYTES })
+    }
+
+    /// Any folder, with the cap in bytes.
+    pub fn new(dir: impl Into<PathBuf>, max_bytes: u64) -> Self {
+        CacheDir { dir: dir.into(), max_bytes }
+    }
+
+    /// The path of a file of this name, which may not exist.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Takes note that a file is in use, so that others go before it.
+    pub fn touch(&self, name: &str) {
+        // A folder that cannot be written is still one to read from.
+        let _ = File::open(self.path(name)).and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
+    /// Makes the folder, and room in it for a file of `size_bytes`: those unused for longest are removed.
+    pub fn make_room(&self, size_bytes: u64) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
+        let mut files = self.files()?;
+        files.sort_by_key(|file| file.used);
+        let mut total: u64 = files.iter().map(|file| file.size_bytes).sum();
+        for file in files {
+            if total.saturating_add(size_bytes) <= self.max_bytes {
+                break;
+            }
+            fs::remove_file(&file.path).map_err(|e| Error::io(&file.path, e))?;
+            total -= file.size_bytes;
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Result<Vec<CachedFile>> {
+        let failed = |e| Error::io(&self.dir, e);
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            // A file that went meanwhile takes no room.
+            let Ok(meta) = path.metadata() else { continue };
+            if meta.is_file() && !is_unfinished(&path) {
+                let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                files.push(CachedFile { path, size_bytes: meta.len(), used });
+            }
+        }
+        Ok(files)
+    }
+}
+
+struct CachedFile {
+    path: PathBuf,
+    size_bytes: u64,
+    used: SystemTime,
+}
+
+/// Files that another process is writing begin with a dot.
+fn is_unfinished(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_was_unused_for_longest_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = CacheDir::new(folder.path().join("new"), 100);
+        cache.make_room(0).unwrap();
+        for (i, name) in ["a", "b", "c", ".d"].into_iter().enumerate() {
+            fs::write(cache.path(name), [0; 30]).unwrap();
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 - i as u64);
+            File::open(cache.path(name)).unwrap().set_modified(used).unwrap();
+        }
+        let left = || ["a", "b", "c", ".d"].map(|name| cache.path(name).exists());
+        cache.make_room(10).unwrap();
+        assert_eq!(left(), [true; 4]);
+        cache.touch("c");
+        cache.make_room(20).unwrap();
+        assert_eq!(left(), [true, false, true, true], "b is the oldest now; what is being written stays");
+        cache.make_room(1000).unwrap();
+        assert_eq!(left(), [false, false, false, true]);
+    }
+}

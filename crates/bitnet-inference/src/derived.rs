@@ -1,0 +1,303 @@
+//! Weights in forms that are computed from a model's file once, kept in the user's cache, and mapped afterwards.
+//!
+//! A derived file is a safetensors file. It belongs to one source file, as that is now: the name holds what tells a
+//! changed file from the old one. Each tensor has a checksum, and a file that fails it is made again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bitnet_core::Result as CoreResult;
+use bitnet_core::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
+use bitnet_core::file::{Bytes, CacheDir, Mapping, TensorSink};
+use bitnet_quant::layout::{Codes, row_bytes, tiles};
+use bitnet_quant::packing::I2sLayout;
+
+use crate::Result;
+use crate::source::{Proj, Source};
+use crate::weights::{LoadProgress, Ternary, Weights};
+
+/// Changes with every change of a derived form.
+const FORMS: &str = "tiles27-1";
+/// Bytes at the beginning of a source that are part of its identity: header and vocabulary.
+const IDENTITY_BYTES: u64 = 64 << 10;
+/// The tensor that holds the checksums of the others, in their order.
+const CHECKSUMS: &str = "checksums";
+/// The tensor of the scales of all projections that are in tiles.
+const SCALES: &str = "scales";
+/// Bands that are packed at a time: some megabytes.
+const BATCH_BANDS: usize = 256;
+
+/// Where the derived file of a source is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    cache: CacheDir,
+    name: String,
+}
+
+impl Place {
+    /// `None` for a source that is no file, or that cannot be read.
+    pub(crate) fn of(source: &dyn Source, i2s_layout: I2sLayout, cache: &CacheDir) -> Option<Self> {
+        let path = source.path();
+        let mut hash = crc32fast::Hasher::new();
+        for file in files_of(path)? {
+            let meta = fs::metadata(&file).ok()?;
+            let modified = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+            let mut start = Vec::new();
+            fs::File::open(&file).ok()?.take(IDENTITY_BYTES).read_to_end(&mut start).ok()?;
+            hash.update(&start);
+            hash.update(&meta.len().to_le_bytes());
+            hash.update(&modified.as_nanos().to_le_bytes());
+        }
+        let stem = path.file_stem()?.to_string_lossy();
+        let stem: String = stem.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).take(64).collect();
+        let name = format!("{stem}-{i2s_layout}-{FORMS}-{:08x}.safetensors", hash.finalize());
+        Some(Place { cache: cache.clone(), name })
+    }
+
+    /// The derived file, if it is there and whole.
+    pub(crate) fn open(&self, n_threads: usize) -> Option<Derived> {
+        let path = self.cache.path(&self.name);
+        let file = SafeTensors::parse(Mapping::open(&path).ok()?).ok();
+        let derived = file.and_then(|file| Derived::check(file, n_threads));
+        match &derived {
+            Some(_) => self.cache.touch(&self.name),
+            // Whatever it is, it is of no use, and in the way.
+            None => drop(fs::remove_file(&path)),
+        }
+        derived
+    }
+
+    /// Writes the derived file of `weights`, packing on `n_threads` threads. Ends without one when `cancel` becomes true.
+    pub(crate) fn build(
+        &self,
+        weights: &Weights,
+        n_threads: usize,
+        cancel: &AtomicBool,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<()> {
+        let parts = parts(weights);
+        let scales: Vec<u8> =
+            parts.iter().flat_map(|p| p.matrix.scale().unwrap_or(0.0).to_le_bytes()).collect();
+        let sizes: Vec<[usize; 1]> = parts.iter().map(|p| [p.size_bytes()]).collect();
+        let (n_scales, n_sums) = ([parts.len()], [parts.len() + 1]);
+        let mut specs: Vec<TensorSpec<'_>> = parts
+            .iter()
+            .zip(&sizes)
+            .map(|(part, size)| TensorSpec { name: &part.name, dtype: Dtype::U8, shape: size })
+            .collect();
+        specs.push(TensorSpec { name: SCALES, dtype: Dtype::F32, shape: &n_scales });
+        specs.push(TensorSpec { name: CHECKSUMS, dtype: Dtype::U32, shape: &n_sums });
+
+        let total = parts.len();
+        let mut checksums: Vec<u8> = Vec::new();
+        self.cache.make_room(sizes.iter().map(|[n]| *n as u64).sum())?;
+        let written =
+            safetensors::write(&self.cache.path(&self.name), &BTreeMap::new(), &specs, |i, sink| {
+                if i > total {
+                    return sink.write(&checksums);
+                }
+                let mut sink = Summed { sink, hash: crc32fast::Hasher::new() };
+                match parts.get(i) {
+                    Some(part) => {
+                        write_tiles(part.matrix, n_threads, cancel, &mut sink)?;
+                        progress(LoadProgress { done: i + 1, total });
+                    }
+                    None => sink.write(&scales)?,
+                }
+                checksums.extend(sink.hash.finalize().to_le_bytes());
+                Ok(())
+            });
+        match written {
+            Err(_) if cancel.load(Ordering::Relaxed) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// The making of a derived file beside other work. Dropping it ends the making, without a file.
+#[derive(Debug)]
+pub(crate) struct Preparing {
+    cancel: Arc<AtomicBool>,
+    progress: Arc<Mutex<LoadProgress>>,
+    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+}
+
+impl Preparing {
+    pub(crate) fn start(place: Place, weights: Arc<Weights>) -> Self {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let progress = Arc::new(Mutex::new(LoadProgress { done: 0, total: 0 }));
+        let making = {
+            let (cancel, progress) = (cancel.clone(), progress.clone());
+            move || place.build(&weights, 1, &cancel, &|now| *lock(&progress) = now)
+        };
+        // A system without another thread to give leaves the work to a later run.
+        let thread = std::thread::Builder::new().name("bitnet-prepare".into()).spawn(making).ok();
+        Preparing { cancel, progress, thread: Mutex::new(thread) }
+    }
+
+    /// Waits for the file.
+    pub(crate) fn finish(&self, progress: &mut dyn FnMut(LoadProgress)) -> Result<()> {
+        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
+        while !thread.is_finished() {
+            progress(*lock(&self.progress));
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.cancel.store(true, Ordering::Relaxed);
+        if let Some(thread) = lock(&self.thread).take() {
+            // Nobody is left to hear of a failure, and the next run makes the file.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The files that a model consists of; `None` where `path` is none.
+fn files_of(path: &Path) -> Option<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return path.is_file().then(|| vec![path.to_owned()]);
+    }
+    let is_part = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors" || e == "json");
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(path).ok()?.flatten().map(|entry| entry.path()).filter(is_part).collect();
+    files.sort();
+    Some(files)
+}
+
+/// A projection that is kept in tiles.
+struct DerivedPart<'a> {
+    name: String,
+    matrix: &'a Ternary,
+}
+
+impl DerivedPart<'_> {
+    fn size_bytes(&self) -> usize {
+        let view = self.matrix.view();
+        tiles::size_bytes(view.rows(), view.cols())
+    }
+}
+
+fn parts(weights: &Weights) -> Vec<DerivedPart<'_>> {
+    let layers = weights.layers.iter().enumerate();
+    layers
+        .flat_map(|(l, layer)| {
+            Proj::ALL.into_iter().filter_map(move |proj| {
+                let matrix = layer.projection(proj).matrix.bit_linear()?;
+                matrix.scale()?;
+                Some(DerivedPart { name: tiles_name(l, proj), matrix })
+            })
+        })
+        .collect()
+}
+
+fn tiles_name(l: usize, proj: Proj) -> String {
+    format!("layers.{l}.{}.tiles", proj.gguf())
+}
+
+fn write_tiles(
+    matrix: &Ternary,
+    n_threads: usize,
+    cancel: &AtomicBool,
+    sink: &mut Summed<'_, '_>,
+) -> CoreResult<()> {
+    let view = matrix.view();
+    let Codes::Rows(codes) = view.codes() else { unreachable!("derived from the two-bit layout") };
+    let (row_bytes, band_bytes) = (row_bytes(view.cols()), tiles::band_bytes(view.cols()));
+    for codes in codes.chunks(BATCH_BANDS * tiles::TILE_ROWS * row_bytes) {
+        let bands: Vec<&[u8]> = codes.chunks(tiles::TILE_ROWS * row_bytes).collect();
+        let mut packed = vec![0; bands.len() * band_bytes];
+        let share = bands.len().div_ceil(n_threads).max(1);
+        std::thread::scope(|scope| {
+            for (bands, packed) in bands.chunks(share).zip(packed.chunks_mut(share * band_bytes)) {
+                scope.spawn(|| {
+                    for (rows, band) in bands.iter().zip(packed.chunks_exact_mut(band_bytes)) {
+                        tiles::pack_band(rows, view.cols(), band);
+                    }
+                });
+            }
+        });
+        if cancel.load(Ordering::Relaxed) {
+            // The tensor stays short of its size, which ends the writing.
+            return Ok(());
+        }
+        sink.write(&packed)?;
+    }
+    Ok(())
+}
+
+/// A sink that keeps count of a checksum.
+struct Summed<'a, 'b> {
+    sink: &'a mut TensorSink<'b>,
+    hash: crc32fast::Hasher,
+}
+
+impl Summed<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> CoreResult<()> {
+        self.hash.update(bytes);
+        self.sink.write(bytes)
+    }
+}
+
+/// An open derived file.
+#[derive(Debug)]
+pub(crate) struct Derived {
+    file: SafeTensors,
+    scales: BTreeMap<String, f32>,
+}
+
+impl Derived {
+    /// `None` when a checksum does not fit.
+    fn check(file: SafeTensors, n_threads: usize) -> Option<Self> {
+        let sums = &file.get(CHECKSUMS)?.bytes;
+        let summed: Vec<_> = file.tensors().filter(|t| t.name != CHECKSUMS).collect();
+        if sums.len() != 4 * summed.len() {
+            return None;
+        }
+        let (next, whole) = (AtomicUsize::new(0), AtomicBool::new(true));
+        std::thread::scope(|scope| {
+            for _ in 0..n_threads {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        let (Some(tensor), Some(want)) = (summed.get(i), sums.get(4 * i..4 * i + 4)) else {
+                            break;
+                        };
+                        if crc32fast::hash(&tensor.bytes).to_le_bytes() != want {
+                            whole.store(false, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        if !whole.into_inner() {
+            return None;
+        }
+        let names =
+            file.tensors().filter(|t| t.name != CHECKSUMS && t.name != SCALES).map(|t| t.name.clone());
+        let scales = file.get(SCALES)?.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let scales = names.zip(scales).collect();
+        Some(Derived { file, scales })
+    }
+
+    /// The tiles and the scale of a projection; `None` when the file does not have them in this shape.
+    pub(crate) fn tiles(&self, l: usize, proj: Proj, rows: usize, cols: usize) -> Option<(Bytes, f32)> {
+        let name = tiles_name(l, proj);
+        let tensor = self.file.get(&name)?;
+        let scale = self.scales.get(&name)?;
+        (tensor.bytes.len() == tiles::size_bytes(rows, cols)).then(|| (tensor.bytes.clone(), *scale))
+    }
+}

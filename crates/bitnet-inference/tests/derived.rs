@@ -1,0 +1,138 @@
+//! Weights in forms that are kept in the cache: they change no result, and a cache that is broken or stale is no harm.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bitnet_core::file::CacheDir;
+use bitnet_inference::{Model, ModelOptions, Preparation, SessionOptions, synth};
+use bitnet_quant::kernels::Kernels;
+use bitnet_quant::layout::Layout;
+use bitnet_quant::packing::{I2sLayout, TernaryFormat};
+
+use crate::common::bits;
+use crate::synth::tiny;
+
+const TOKENS: [u32; 9] = [1, 5, 900, 3, 77, 12, 500, 8, 2];
+
+struct Folder {
+    folder: tempfile::TempDir,
+    model: PathBuf,
+}
+
+impl Folder {
+    fn new(seed: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model.gguf");
+        write_model(&model, seed);
+        Folder { folder, model }
+    }
+
+    fn open(&self, layout: Option<Layout>, preparation: Preparation) -> Model {
+        let cache = Some(CacheDir::new(self.folder.path().join("cache"), u64::MAX));
+        let options = ModelOptions { layout, preparation, cache, ..Default::default() };
+        Model::open_with(&self.model, &options, &mut |_| ()).unwrap()
+    }
+
+    fn cached(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.folder.path().join("cache")) else { return Vec::new() };
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        files
+    }
+}
+
+fn write_model(path: &Path, seed: u64) {
+    let options = synth::SynthOptions { seed, ..tiny("2b-4t", TernaryFormat::I2s(I2sLayout::Block128)) };
+    synth::write(path, &options, &mut |_| ()).unwrap();
+}
+
+fn logits(model: &Model) -> Vec<u32> {
+    bits(model.session(SessionOptions::default()).unwrap().forward(&TOKENS).unwrap())
+}
+
+#[test]
+fn every_layout_and_every_way_to_it_gives_the_same_bits() {
+    let folder = Folder::new(1);
+    let want = logits(&folder.open(Some(Layout::TwoBit), Preparation::Never));
+    assert_eq!(logits(&folder.open(Some(Layout::Tiles), Preparation::Never)), want);
+    assert_eq!(folder.cached(), [] as [&Path; 0], "nothing asked for a file");
+    for _ in 0..2 {
+        assert_eq!(logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse)), want);
+        assert_eq!(folder.cached().len(), 1);
+    }
+    assert_eq!(logits(&folder.open(None, Preparation::InBackground)), want);
+}
+
+#[test]
+fn kept_weights_are_read_instead_of_the_model_file() {
+    let folder = Folder::new(1);
+    let want = logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse));
+    let modified = fs::metadata(&folder.model).unwrap().modified().unwrap();
+    // Other codes at the same time under the same header: only what is kept can still give the old logits.
+    let mut bytes = fs::read(&folder.model).unwrap();
+    let last_layer = bytes.len() - 20_000;
+    bytes[last_layer..last_layer + 64].fill(0);
+    fs::write(&folder.model, bytes).unwrap();
+    fs::File::open(&folder.model).unwrap().set_modified(modified).unwrap();
+    assert_eq!(logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse)), want);
+    assert_ne!(logits(&folder.open(Some(Layout::Tiles), Preparation::Never)), want);
+}
+
+#[test]
+fn a_changed_model_gets_weights_of_its_own() {
+    let folder = Folder::new(1);
+    let first = logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse));
+    write_model(&folder.model, 2);
+    let second = logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse));
+    assert_eq!(second, logits(&folder.open(Some(Layout::TwoBit), Preparation::Never)));
+    assert_ne!(first, second);
+    assert_eq!(folder.cached().len(), 2);
+}
+
+#[test]
+fn broken_kept_weights_are_made_again() {
+    let folder = Folder::new(1);
+    let want = logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse));
+    let kept = folder.cached().remove(0);
+    let whole = fs::read(&kept).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let broken =
+        [whole[..whole.len() / 2].to_vec(), Vec::new(), flipped(whole.len() / 2), flipped(whole.len() - 1)];
+    for bytes in broken {
+        fs::write(&kept, bytes).unwrap();
+        assert_eq!(logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse)), want);
+        assert_eq!(fs::read(&kept).unwrap(), whole);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_an_error_only_for_those_who_wait_for_it() {
+    let folder = Folder::new(1);
+    fs::write(folder.folder.path().join("cache"), "a file where the folder should be").unwrap();
+    let want = logits(&folder.open(Some(Layout::TwoBit), Preparation::Never));
+    assert_eq!(logits(&folder.open(None, Preparation::InBackground)), want);
+    let cache = Some(CacheDir::new(folder.folder.path().join("cache"), u64::MAX));
+    let options = ModelOptions {
+        layout: Some(Layout::Tiles),
+        preparation: Preparation::BeforeUse,
+        cache,
+        ..Default::default()
+    };
+    let error = Model::open_with(&folder.model, &options, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("cache"), "{error}");
+}
+
+#[test]
+fn small_models_have_tiles_where_a_kernel_reads_them() {
+    let folder = Folder::new(1);
+    let tiles = folder.open(Some(Layout::Tiles), Preparation::Never).weight_bytes_per_token();
+    let rows = folder.open(Some(Layout::TwoBit), Preparation::Never).weight_bytes_per_token();
+    let chosen = folder.open(None, Preparation::InBackground).weight_bytes_per_token();
+    assert!(tiles < rows);
+    assert_eq!(chosen, if Kernels::best().has_tiles() { tiles } else { rows });
+    assert_eq!(folder.cached(), [] as [&Path; 0]);
+}
