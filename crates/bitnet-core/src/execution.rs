@@ -62,7 +62,7 @@ fn seconds(kernels: &Kernels, threads: &Threads, layout: Layout) -> f64 {
     let (mut factors, mut sums, mut out) = ([0.0], [0], vec![0.0; ROWS]);
     let mut x = QuantizedRows::new(&mut codes, &mut factors, &mut sums);
     // Finite by construction, so that there is no error to look at.
-    let _ = x.quantize(kernels, &[1.0; COLS], COLS);
+    let _ = x.quantize(kernels, threads, &[1.0; COLS], COLS);
     let passes = (0..PASSES).map(|_| {
         let start = Instant::now();
         for weights in weights.chunks_exact(size) {

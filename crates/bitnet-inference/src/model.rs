@@ -120,7 +120,7 @@ fn attention_block(
     sound: &mut Sound,
 ) {
     let (dim, q_dim, kv_dim, head_dim) = (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
-    let RunState { hidden, normed, q, k, v, mixed, row, .. } = state;
+    let RunState { hidden, normed, q, k, v, mixed, .. } = state;
     let mut scratch = Scratch {
         codes: &mut state.codes,
         factors: &mut state.factors,
@@ -150,7 +150,6 @@ fn attention_block(
         &state.cos,
         &state.sin,
         scale,
-        row,
     );
     rotate_heads(
         cpu,
@@ -161,7 +160,6 @@ fn attention_block(
         &state.cos,
         &state.sin,
         1.0,
-        row,
     );
     for t in 0..n {
         let row = t * kv_dim..(t + 1) * kv_dim;
@@ -176,12 +174,12 @@ fn attention_block(
     let mixed = &mut mixed[..n * q_dim];
     attention(cpu.kernels, cpu.threads, config.heads(), &q[..n * q_dim], keys, values, first, mixed);
     if let Some(norm) = &layer.attn_sub_norm {
-        cpu.norm_in_place(mixed, norm, row);
+        cpu.norm_in_place(mixed, norm);
     }
     let out = &mut normed[..n * dim];
     let projected = cpu.project([&layer.o_proj], mixed, n, [&mut *out], &mut scratch);
     sound.note(projected, Some(l), "the output of attention");
-    cpu.kernels.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim]);
+    cpu.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim], dim);
 }
 
 /// `h += down_proj(ffn_sub_norm(f(gate_proj(z)) · up_proj(z)))` of `z = ffn_norm(h)`.
@@ -194,7 +192,7 @@ fn ffn_block(
     sound: &mut Sound,
 ) {
     let (dim, ffn_dim) = (config.dim, config.ffn_dim);
-    let RunState { hidden, normed, gate, up, row, .. } = state;
+    let RunState { hidden, normed, gate, up, .. } = state;
     let mut scratch = Scratch {
         codes: &mut state.codes,
         factors: &mut state.factors,
@@ -218,13 +216,13 @@ fn ffn_block(
 
     let n = sound.n;
     let gate = &mut gate[..n * ffn_dim];
-    cpu.kernels.gate(config.activation, gate, &up[..n * ffn_dim]);
+    cpu.gate(config.activation, gate, &up[..n * ffn_dim], ffn_dim);
     if let Some(norm) = &layer.ffn_sub_norm {
-        cpu.norm_in_place(gate, norm, row);
+        cpu.norm_in_place(gate, norm);
     }
     let projected = cpu.project([&layer.down_proj], gate, n, [&mut normed[..n * dim]], &mut scratch);
     sound.note(projected, Some(l), "the output of the feed-forward network");
-    cpu.kernels.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim]);
+    cpu.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim], dim);
 }
 
 /// Norms (where the model does) and rotates every head of every token in `x`: (n, heads, head_dim).
@@ -237,10 +235,9 @@ fn rotate_heads(
     cos: &[f32],
     sin: &[f32],
     scale: f32,
-    row: &mut [f32],
 ) {
     if let Some(norm) = norm {
-        cpu.norm_in_place(x, norm, row);
+        cpu.norm_in_place(x, norm);
     }
     let half = head_dim / 2;
     for ((x, cos), sin) in x.chunks_exact_mut(token_dim).zip(cos.chunks(half)).zip(sin.chunks(half)) {

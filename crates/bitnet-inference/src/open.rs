@@ -209,30 +209,30 @@ fn prepared_weights(
         Preparation::Never => None,
         _ => options.cache.clone().or_else(CacheDir::of_user),
     };
-    let c = source.config();
-    let is_small = c.n_projection_weights() / 4 < SMALL_MODEL_BYTES;
-    let layout = match options.layout {
-        Some(layout) => layout,
-        // Not worth a measurement.
-        None if is_small && kernels.has_tiles() => Layout::Tiles,
-        None => choose_layout(kernels, threads, cache.as_ref()),
-    };
-    if layout == Layout::TwoBit {
-        return Ok((load(Tiles::None, progress)?, None));
-    }
+    let is_small = source.config().n_projection_weights() / 4 < SMALL_MODEL_BYTES;
     let in_background = options.preparation == Preparation::InBackground;
     let place = cache
+        .as_ref()
         .filter(|_| !(is_small && in_background))
-        .and_then(|cache| Place::of(source, options.i2s_layout, &cache));
+        .and_then(|cache| Place::of(source, options.i2s_layout, cache));
+    // For a small model a choice is not worth a measurement, and a measurement takes more memory than such a file justifies.
+    let wants_tiles = || match options.layout {
+        Some(layout) => layout == Layout::Tiles,
+        None if is_small => kernels.has_tiles(),
+        None => choose_layout(kernels, threads, cache.as_ref()) == Layout::Tiles,
+    };
     let Some(place) = place else {
         // From a large model, they are made while it is loaded only for those who ask for them.
-        let tiles = if is_small || options.layout.is_some() { Tiles::Pack } else { Tiles::None };
-        return Ok((load(tiles, progress)?, None));
+        let pack = if is_small { wants_tiles() } else { options.layout == Some(Layout::Tiles) };
+        return Ok((load(if pack { Tiles::Pack } else { Tiles::None }, progress)?, None));
     };
-    if let Some(derived) = place.open(threads.len()) {
+    if let Some(derived) = place.open(threads.len()).filter(|_| wants_tiles()) {
         return Ok((load(Tiles::Derived(&derived), progress)?, None));
     }
     let weights = load(Tiles::None, progress)?;
+    if !wants_tiles() {
+        return Ok((weights, None));
+    }
     if in_background {
         return Ok((weights, Some(place)));
     }

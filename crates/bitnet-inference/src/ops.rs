@@ -1,8 +1,8 @@
 //! The operations of the decoder on the CPU: projections with their quantiser, norms, rotation.
 
-use bitnet_quant::kernels::Kernels;
+use bitnet_quant::kernels::{Activation, Kernels};
 use bitnet_quant::linear::{QuantizedRows, bitlinear, dense_linear, ternary_linear_f32};
-use bitnet_quant::ternary::NON_FINITE;
+use bitnet_quant::rows;
 use bitnet_quant::threads::Threads;
 
 use crate::weights::{Dense, Linear, Matrix, Norm, Ternary};
@@ -26,26 +26,27 @@ pub(crate) struct Scratch<'a> {
 impl Cpu<'_> {
     /// Norms each row of `x`: (n, cols).
     pub(crate) fn norm_rows(self, x: &[f32], norm: &Norm, out: &mut [f32]) {
-        let w = norm.weight();
-        for (x, out) in x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len())) {
-            self.kernels.rms_norm(x, w, norm.eps, out);
-        }
+        rows::norm(self.kernels, self.threads, x, norm.weight(), norm.eps, out);
     }
 
-    /// Norms each row of `x` in place, by way of `row`.
-    pub(crate) fn norm_in_place(self, x: &mut [f32], norm: &Norm, row: &mut [f32]) {
-        let w = norm.weight();
-        let row = &mut row[..w.len()];
-        for x in x.chunks_exact_mut(w.len()) {
-            self.kernels.rms_norm(x, w, norm.eps, row);
-            x.copy_from_slice(row);
-        }
+    /// Norms each row of `x` in place.
+    pub(crate) fn norm_in_place(self, x: &mut [f32], norm: &Norm) {
+        rows::norm_in_place(self.kernels, self.threads, x, norm.weight(), norm.eps);
     }
 
     /// The error is the first row of `x`, (n, cols), that holds an infinity or NaN.
     pub(crate) fn finite_rows(self, x: &[f32], cols: usize) -> Result<(), usize> {
-        let broken = x.chunks_exact(cols).position(|x| self.kernels.absmax_bits(x) >= NON_FINITE);
-        broken.map_or(Ok(()), Err)
+        rows::finite(self.kernels, self.threads, x, cols)
+    }
+
+    /// `gate = f(gate) · up`; both: (n, cols).
+    pub(crate) fn gate(self, f: Activation, gate: &mut [f32], up: &[f32], cols: usize) {
+        rows::gate(self.kernels, self.threads, f, gate, up, cols);
+    }
+
+    /// `h += y`; both: (n, cols).
+    pub(crate) fn add(self, h: &mut [f32], y: &[f32], cols: usize) {
+        rows::add(self.kernels, self.threads, h, y, cols);
     }
 
     /// `N` projections of the same input `x`: (n, cols), into `outs[i]`: (n, rows of `ws[i]`).
@@ -104,7 +105,7 @@ impl Cpu<'_> {
         outs: [&mut [f32]; N],
         mut rows: QuantizedRows<'_>,
     ) -> Result<(), usize> {
-        let quantized = rows.quantize(self.kernels, x, x.len() / n);
+        let quantized = rows.quantize(self.kernels, self.threads, x, x.len() / n);
         let sound = quantized.err().unwrap_or(n);
         let outs = outs.map(|out| {
             let rows = out.len() / n;

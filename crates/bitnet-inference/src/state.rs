@@ -12,7 +12,6 @@ pub(crate) struct RunState {
     pub(crate) hidden: Buffer<f32>,  // (chunk, dim)
     pub(crate) normed: Buffer<f32>,  // (chunk, dim)
     pub(crate) inner: Buffer<f32>,   // (chunk, widest input of a projection), if projections have norms
-    pub(crate) row: Buffer<f32>,     // (widest input of a projection)
     pub(crate) q: Buffer<f32>,       // (chunk, n_heads * head_dim)
     pub(crate) k: Buffer<f32>,       // (chunk, n_kv_heads * head_dim)
     pub(crate) v: Buffer<f32>,       // (chunk, n_kv_heads * head_dim)
@@ -36,7 +35,6 @@ impl RunState {
             hidden: f32s(chunk * config.dim)?,
             normed: f32s(chunk * config.dim)?,
             inner: f32s(if config.input_norm_eps.is_some() { chunk * widest } else { 0 })?,
-            row: f32s(widest)?,
             q: f32s(chunk * config.q_dim())?,
             k: f32s(chunk * config.kv_dim())?,
             v: f32s(chunk * config.kv_dim())?,

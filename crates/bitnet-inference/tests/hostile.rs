@@ -11,7 +11,7 @@ use bitnet_core::file::gguf::Gguf;
 use bitnet_inference::config::Architecture;
 use bitnet_inference::{Error, GenerateOptions, Model, SessionOptions};
 use bitnet_quant::kernels::{Isa, Kernels};
-use bitnet_quant::layout::{Scales, TernaryView, pack_row, row_bytes};
+use bitnet_quant::layout::{Scales, TernaryView, pack_row, row_bytes, tiles};
 use bitnet_quant::linear::{QuantizedRows, bitlinear};
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 use bitnet_quant::threads::Threads;
@@ -210,21 +210,26 @@ fn the_largest_products_are_exact_in_a_layer() {
         pack_row(&[code; COLS], &mut row);
         let codes = row.repeat(ROWS);
         let blocks = vec![0.5; ROWS * COLS / 256];
+        let mut bands = vec![0; tiles::size_bytes(ROWS, COLS)];
+        tiles::pack(&codes, COLS, &mut bands);
         let tensor = TernaryView::new(&codes, ROWS, COLS, Scales::Tensor(0.5));
+        let tiled = TernaryView::tiled(&bands, ROWS, COLS, 0.5);
         let blocks = TernaryView::new(&codes, ROWS, COLS, Scales::Blocks { d: &blocks, block: 256 });
         for kernels in Kernels::available() {
             for n in [1, 5] {
-                let (mut codes, mut factors, mut sums) = (vec![0i8; n * COLS], vec![0.0; n], vec![0; n]);
+                let mut codes = vec![0i8; QuantizedRows::codes_len(n, COLS)];
+                let (mut factors, mut sums) = (vec![0.0; n], vec![0; n]);
                 let mut x = QuantizedRows::new(&mut codes, &mut factors, &mut sums);
                 // The absolute maximum 127 makes the factor 1, and every code 127.
-                x.quantize(kernels, &vec![127.0; n * COLS], COLS).unwrap();
+                x.quantize(kernels, &Threads::new(1), &vec![127.0; n * COLS], COLS).unwrap();
                 for n_threads in THREADS {
-                    let (mut y, mut y_blocks) = (vec![0.0; n * ROWS], vec![0.0; n * ROWS]);
+                    let [mut y, mut y_tiles, mut y_blocks] = [(); 3].map(|()| vec![0.0; n * ROWS]);
                     let threads = Threads::new(n_threads);
-                    bitlinear(kernels, &threads, [&tensor], &x, [&mut y]);
+                    bitlinear(kernels, &threads, [&tensor, &tiled], &x, [&mut y, &mut y_tiles]);
                     bitlinear(kernels, &threads, [&blocks], &x, [&mut y_blocks]);
                     let want = sign * 127.0 * COLS as f32 * 0.5;
-                    assert!(y.iter().chain(&y_blocks).all(|y| *y == want), "{kernels:?}, {n} tokens");
+                    let all = y.iter().chain(&y_tiles).chain(&y_blocks);
+                    assert!(all.into_iter().all(|y| *y == want), "{kernels:?}, {n} tokens");
                 }
             }
         }

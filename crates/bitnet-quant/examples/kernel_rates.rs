@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bitnet_quant::attention::{Heads, attention};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::{Kernels, KvRows};
-use bitnet_quant::layout::{Scales, TernaryView, padded_cols, row_bytes};
+use bitnet_quant::layout::{Scales, TernaryView, row_bytes};
 use bitnet_quant::linear::{DenseView, QuantizedRows, bitlinear, dense_linear};
 use bitnet_quant::threads::Threads;
 
@@ -131,9 +131,9 @@ fn ternary(memory: &[u8], rows: usize, cols: usize) -> impl Iterator<Item = Tern
 }
 
 fn gemv(kernels: &Kernels, threads: &Threads, memory: &[u8]) -> f64 {
-    let (mut codes, mut factors, mut sums) = (vec![0; padded_cols(COLS)], [0.0], [0]);
+    let (mut codes, mut factors, mut sums) = (vec![0; QuantizedRows::codes_len(1, COLS)], [0.0], [0]);
     let mut x = QuantizedRows::new(&mut codes, &mut factors, &mut sums);
-    x.quantize(kernels, &activations(COLS), COLS).expect("finite");
+    x.quantize(kernels, threads, &activations(COLS), COLS).expect("finite");
     let mut out = vec![0.0; ROWS];
     let matrices: Vec<_> = ternary(memory, ROWS, COLS).collect();
     fastest(matrices.len() / 2, |i| {
@@ -145,9 +145,10 @@ fn gemv(kernels: &Kernels, threads: &Threads, memory: &[u8]) -> f64 {
 }
 
 fn gemm(kernels: &Kernels, threads: &Threads, memory: &[u8], rows: usize, cols: usize, n: usize) -> f64 {
-    let (mut codes, mut factors, mut sums) = (vec![0; n * padded_cols(cols)], vec![0.0; n], vec![0; n]);
+    let mut codes = vec![0; QuantizedRows::codes_len(n, cols)];
+    let (mut factors, mut sums) = (vec![0.0; n], vec![0; n]);
     let mut x = QuantizedRows::new(&mut codes, &mut factors, &mut sums);
-    x.quantize(kernels, &activations(n * cols), cols).expect("finite");
+    x.quantize(kernels, threads, &activations(n * cols), cols).expect("finite");
     let mut out = vec![0.0; n * rows];
     let matrices: Vec<_> = ternary(memory, rows, cols).take(8).collect();
     fastest(matrices.len(), |i| {

@@ -155,7 +155,9 @@ pub struct Kernels {
     sum_squares: unsafe fn(x: &[f32]) -> f32,
     absmax_bits: unsafe fn(x: &[f32]) -> u32,
     quantize_i8: unsafe fn(x: &[f32], a: f32, out: &mut [i8]) -> i32,
+    scale_sums: unsafe fn(acc: &[i32], sum: i32, factor: f32, out: &mut [f32]),
     scale_rows: unsafe fn(x: &[f32], r: f32, w: &[f32], out: &mut [f32]),
+    scale_row: unsafe fn(x: &mut [f32], r: f32, w: &[f32]),
     add: unsafe fn(h: &mut [f32], y: &[f32]),
     gate: unsafe fn(f: Activation, gate: &mut [f32], up: &[f32]),
     rotate: unsafe fn(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32),
@@ -265,15 +267,34 @@ impl Kernels {
         unsafe { (self.accumulate)(lanes, w, x) }
     }
 
+    /// `out = f32(acc - sum) · factor`: the end of a ternary product, whose codes are weight + 1.
+    pub fn scale_sums(&self, acc: &[i32], sum: i32, factor: f32, out: &mut [f32]) {
+        assert_eq!(acc.len(), out.len());
+        // SAFETY: as above.
+        unsafe { (self.scale_sums)(acc, sum, factor, out) }
+    }
+
     /// Root-mean-square norm: `out = (x · r) · w` with `r = 1 / √(Σx²/n + eps)`; NaN where Σx² is beyond `f32`, because
     /// r would be 0 and the values vanish unseen.
     pub fn rms_norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
         assert!(x.len() == w.len() && x.len() == out.len() && !x.is_empty());
-        // SAFETY: as above.
-        let squares = unsafe { (self.sum_squares)(x) };
-        let r = if squares.is_finite() { 1.0 / (squares / x.len() as f32 + eps).sqrt() } else { f32::NAN };
+        let r = self.inverse_rms(x, eps);
         // SAFETY: as above.
         unsafe { (self.scale_rows)(x, r, w, out) }
+    }
+
+    /// [`Kernels::rms_norm`] where `x` lies.
+    pub fn rms_norm_in_place(&self, x: &mut [f32], w: &[f32], eps: f32) {
+        assert!(x.len() == w.len() && !x.is_empty());
+        let r = self.inverse_rms(x, eps);
+        // SAFETY: as above.
+        unsafe { (self.scale_row)(x, r, w) }
+    }
+
+    fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
+        // SAFETY: as above.
+        let squares = unsafe { (self.sum_squares)(x) };
+        if squares.is_finite() { 1.0 / (squares / x.len() as f32 + eps).sqrt() } else { f32::NAN }
     }
 
     /// The largest magnitude in `x` as bits without the sign: an integer maximum, which sees NaN and infinity as

@@ -24,5 +24,6 @@ pub mod layout;
 pub mod linear;
 pub mod packing;
 pub mod reduce;
+pub mod rows;
 pub mod ternary;
 pub mod threads;

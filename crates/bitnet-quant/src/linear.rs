@@ -8,6 +8,7 @@ use crate::kernels::{DenseRow, Kernels};
 use crate::layout::tiles::{self, TILE_ROWS};
 use crate::layout::{Codes, Scales, TernaryView, code, padded_cols, row_bytes};
 use crate::reduce::{ROW_LANES, tree};
+use crate::rows::{self, FirstBroken};
 use crate::ternary::{MAX_COLS, NON_FINITE, activation_factor};
 use crate::threads::{Disjoint, Threads};
 
@@ -16,7 +17,7 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Rows of a piece at most, and a multiple of which (but for the last) it has.
 const PIECE_ROWS: usize = 64;
 /// Tokens whose sums are held at a time: a multiple of what register tiles hold, where one instruction set decides.
-const BATCH: usize = 36;
+const BATCH: usize = 72;
 
 /// Activations of some tokens, quantised to int8 (absmax), in memory that the caller keeps.
 #[derive(Debug)]
@@ -44,21 +45,35 @@ impl<'a> QuantizedRows<'a> {
     ///
     /// # Panics
     /// When the capacity is too small.
-    pub fn quantize(&mut self, kernels: &Kernels, x: &[f32], cols: usize) -> Result<(), usize> {
-        self.stride = padded_cols(cols);
-        self.n = 0;
-        for x in x.chunks_exact(cols) {
-            let t = self.n;
+    pub fn quantize(
+        &mut self,
+        kernels: &Kernels,
+        threads: &Threads,
+        x: &[f32],
+        cols: usize,
+    ) -> Result<(), usize> {
+        let n = x.len() / cols;
+        let stride = padded_cols(cols);
+        let codes = Disjoint::new(&mut self.codes[..n * stride]);
+        let (factors, sums) = (Disjoint::new(&mut self.factors[..n]), Disjoint::new(&mut self.sums[..n]));
+        let broken = FirstBroken::new();
+        rows::each(threads, n, cols, |t| {
+            let x = &x[t * cols..][..cols];
             let absmax = kernels.absmax_bits(x);
             if absmax >= NON_FINITE {
-                return Err(t);
+                return broken.note(t);
             }
-            self.factors[t] = activation_factor(f32::from_bits(absmax));
-            let codes = &mut self.codes[t * self.stride..][..self.stride];
-            self.sums[t] = kernels.quantize_i8(x, self.factors[t], codes);
-            self.n += 1;
-        }
-        Ok(())
+            let factor = activation_factor(f32::from_bits(absmax));
+            // SAFETY: each token is one call's alone.
+            unsafe {
+                factors.set(t, factor);
+                sums.set(t, kernels.quantize_i8(x, factor, codes.part(t * stride, stride)));
+            }
+        });
+        let result = broken.result();
+        self.stride = stride;
+        self.n = result.err().unwrap_or(n);
+        result
     }
 
     fn codes(&self, t: usize, n: usize) -> &[i8] {
@@ -249,7 +264,7 @@ fn tile_piece(
             for (t, acc) in (t0..).zip(acc.chunks_exact(TILE_ROWS)) {
                 // SAFETY: rows r..r + rows of the output belong to this piece alone.
                 let out = unsafe { out.part(t * w.rows() + r, rows) };
-                scale_sums(&acc[..rows], x.sums[t], scale / x.factors[t], out);
+                kernels.scale_sums(&acc[..rows], x.sums[t], scale / x.factors[t], out);
             }
         }
     }
@@ -276,7 +291,7 @@ fn row_piece(
                 let acc = &mut acc[..n * rows];
                 kernels.gemm_i2_i8(codes, row_bytes, x.codes(t0, n), n, acc);
                 for (t, acc) in acc.chunks_exact(rows).enumerate() {
-                    scale_sums(acc, x.sums[t0 + t], scale / x.factors[t0 + t], out(t));
+                    kernels.scale_sums(acc, x.sums[t0 + t], scale / x.factors[t0 + t], out(t));
                 }
             }
             Scales::Blocks { d, block } => {
@@ -291,13 +306,6 @@ fn row_piece(
                 }
             }
         }
-    }
-}
-
-/// `out = f32(acc - sum) · factor`: codes are weight + 1, so that the sum of activations comes off.
-fn scale_sums(acc: &[i32], sum: i32, factor: f32, out: &mut [f32]) {
-    for (y, acc) in out.iter_mut().zip(acc) {
-        *y = (acc - sum) as f32 * factor;
     }
 }
 
@@ -378,7 +386,7 @@ mod tests {
                     let mut codes = vec![0; QuantizedRows::codes_len(n, cols)];
                     let (mut factors, mut sums) = (vec![0.0; n], vec![0; n]);
                     let mut quantized = QuantizedRows::new(&mut codes, &mut factors, &mut sums);
-                    quantized.quantize(kernels, &x, cols).unwrap();
+                    quantized.quantize(kernels, &threads, &x, cols).unwrap();
                     let mut outs = [vec![0.0; n * rows], vec![1.0; n * rows]];
                     let [a, b] = &mut outs;
                     let as_rows = TernaryView::new(&packed, rows, cols, Scales::Tensor(0.37));

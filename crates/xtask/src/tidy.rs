@@ -34,6 +34,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-quant/src/kernels.rs",
     "crates/bitnet-quant/src/kernels/",
     "crates/bitnet-quant/src/linear.rs",
+    "crates/bitnet-quant/src/rows.rs",
     "crates/bitnet-quant/src/threads.rs",
 ];
 

@@ -22,6 +22,8 @@ const GROUPS: usize = TILE_ROWS / GROUP_ROWS;
 const SECOND_LOAD: usize = TILE_BYTES - 64;
 /// Tokens of a register tile: with two groups they take 24 of the 32 registers.
 const MAX_TOKENS: usize = 12;
+/// Tiles that are decoded at a time: 12 KiB of codes, beside which the activations of 72 tokens fit the first cache.
+const DECODED_TILES: usize = 32;
 
 static KERNELS: Kernels = table! {
     isa: Isa::Avx512,
@@ -40,26 +42,106 @@ pub(super) fn detect() -> Option<&'static Kernels> {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn gemm_tiles_i8(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
+    // SAFETY: the caller vouches for n tokens and as many rows of sums.
+    unsafe {
+        if n <= MAX_TOKENS {
+            few_tokens(band, x.as_ptr(), stride, n, out.as_mut_ptr());
+        } else {
+            many_tokens(band, x.as_ptr(), stride, n, out);
+        }
+    }
+}
+
+/// Up to [`MAX_TOKENS`], for which tiles are decoded in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn few_tokens(band: &[u8], x: *const i8, stride: usize, n: usize, out: *mut i32) {
+    // SAFETY: as above.
+    unsafe {
+        match n {
+            1 => one_token(band, x, out),
+            2 => tokens::<2>(band, x, stride, out),
+            3 => tokens::<3>(band, x, stride, out),
+            4 => tokens::<4>(band, x, stride, out),
+            5 => tokens::<5>(band, x, stride, out),
+            6 => tokens::<6>(band, x, stride, out),
+            7 => tokens::<7>(band, x, stride, out),
+            8 => tokens::<8>(band, x, stride, out),
+            9 => tokens::<9>(band, x, stride, out),
+            10 => tokens::<10>(band, x, stride, out),
+            11 => tokens::<11>(band, x, stride, out),
+            _ => tokens::<12>(band, x, stride, out),
+        }
+    }
+}
+
+/// Any number of tokens: some tiles at a time are decoded to memory that stays in the first cache, and serve them all.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn many_tokens(band: &[u8], x: *const i8, stride: usize, n: usize, out: &mut [i32]) {
+    let decoder = Decoder::new();
+    let mut decoded = [[_mm512_setzero_si512(); GROUPS]; 3 * DECODED_TILES];
+    out.fill(0);
     // Register tiles of about equal width: a narrow one at the end would use the registers badly.
     let parts = n.div_ceil(MAX_TOKENS);
-    for part in 0..parts {
-        let (first, end) = (part * n / parts, (part + 1) * n / parts);
-        // SAFETY: the caller vouches for n tokens and as many rows of sums.
-        unsafe {
-            let (x, out) = (x.as_ptr().add(first * stride), out.as_mut_ptr().add(first * TILE_ROWS));
-            match end - first {
-                1 => one_token(band, x, out),
-                2 => tokens::<2>(band, x, stride, out),
-                3 => tokens::<3>(band, x, stride, out),
-                4 => tokens::<4>(band, x, stride, out),
-                5 => tokens::<5>(band, x, stride, out),
-                6 => tokens::<6>(band, x, stride, out),
-                7 => tokens::<7>(band, x, stride, out),
-                8 => tokens::<8>(band, x, stride, out),
-                9 => tokens::<9>(band, x, stride, out),
-                10 => tokens::<10>(band, x, stride, out),
-                11 => tokens::<11>(band, x, stride, out),
-                _ => tokens::<12>(band, x, stride, out),
+    for (b, tiles) in band.chunks(DECODED_TILES * TILE_BYTES).enumerate() {
+        let mut steps = 0;
+        for tile in tiles.chunks_exact(TILE_BYTES) {
+            // SAFETY: a tile is whole.
+            let fields = unsafe { decoder.fields(tile) };
+            for digit in 0..3 {
+                for g in 0..GROUPS {
+                    decoded[steps][g] = decoder.codes(fields[g], digit);
+                }
+                steps += 1;
+            }
+        }
+        for part in 0..parts {
+            let (first, end) = (part * n / parts, (part + 1) * n / parts);
+            // SAFETY: as above; each token has the columns of every tile.
+            unsafe {
+                let x = x.add(first * stride + b * DECODED_TILES * TILE_COLS);
+                let out = out.as_mut_ptr().add(first * TILE_ROWS);
+                let w = &decoded[..steps];
+                match end - first {
+                    0..=5 => {
+                        unreachable!("more than {MAX_TOKENS} tokens make parts of at least half as many")
+                    }
+                    6 => decoded_tokens::<6>(w, x, stride, out),
+                    7 => decoded_tokens::<7>(w, x, stride, out),
+                    8 => decoded_tokens::<8>(w, x, stride, out),
+                    9 => decoded_tokens::<9>(w, x, stride, out),
+                    10 => decoded_tokens::<10>(w, x, stride, out),
+                    11 => decoded_tokens::<11>(w, x, stride, out),
+                    _ => decoded_tokens::<12>(w, x, stride, out),
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of decoded weights, four columns a step, to the sums of `T` tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn decoded_tokens<const T: usize>(
+    w: &[[__m512i; GROUPS]],
+    x: *const i8,
+    stride: usize,
+    out: *mut i32,
+) {
+    let mut sums = [[_mm512_setzero_si512(); GROUPS]; T];
+    for (step, w) in w.iter().enumerate() {
+        for (token, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: each token has the columns of every step.
+            let x = unsafe { broadcast(x.add(token * stride + step * COLUMN_STEP)) };
+            for g in 0..GROUPS {
+                sums[g] = _mm512_dpbusd_epi32(sums[g], w[g], x);
+            }
+        }
+    }
+    for (token, sums) in sums.iter().enumerate() {
+        for g in 0..GROUPS {
+            // SAFETY: the sums of a group are 16 of the 32 of a token.
+            unsafe {
+                let out = out.add(token * TILE_ROWS + g * GROUP_ROWS);
+                _mm512_storeu_si512(out.cast(), _mm512_add_epi32(_mm512_loadu_si512(out.cast()), sums[g]));
             }
         }
     }

@@ -145,6 +145,20 @@ pub(super) unsafe fn quantize_i8<V: Vector>(x: &[f32], a: f32, out: &mut [i8]) -
 }
 
 #[inline(always)]
+pub(super) fn scale_sums(acc: &[i32], sum: i32, factor: f32, out: &mut [f32]) {
+    for (out, acc) in out.iter_mut().zip(acc) {
+        *out = (acc - sum) as f32 * factor;
+    }
+}
+
+#[inline(always)]
+pub(super) fn scale_row(x: &mut [f32], r: f32, w: &[f32]) {
+    for (x, w) in x.iter_mut().zip(w) {
+        *x = (*x * r) * w;
+    }
+}
+
+#[inline(always)]
 pub(super) fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) {
     for ((x, w), out) in x.iter().zip(w).zip(out) {
         *out = (x * r) * w;
@@ -424,7 +438,9 @@ macro_rules! table {
             fn sum_squares(x: &[f32]) -> f32 = float_kernels::sum_squares::<$vector, $sums>;
             fn absmax_bits(x: &[f32]) -> u32 = float_kernels::absmax_bits;
             fn quantize_i8(x: &[f32], a: f32, out: &mut [i8]) -> i32 = float_kernels::quantize_i8::<$vector>;
+            fn scale_sums(acc: &[i32], sum: i32, factor: f32, out: &mut [f32]) = float_kernels::scale_sums;
             fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) = float_kernels::scale_rows;
+            fn scale_row(x: &mut [f32], r: f32, w: &[f32]) = float_kernels::scale_row;
             fn add(h: &mut [f32], y: &[f32]) = float_kernels::add;
             fn gate(f: Activation, gate: &mut [f32], up: &[f32]) = float_kernels::gate::<$vector>;
             fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = float_kernels::rotate::<$vector>;
@@ -444,7 +460,9 @@ macro_rules! table {
             sum_squares,
             absmax_bits,
             quantize_i8,
+            scale_sums,
             scale_rows,
+            scale_row,
             add,
             gate,
             rotate,

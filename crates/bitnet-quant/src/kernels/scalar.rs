@@ -23,7 +23,9 @@ pub(super) static KERNELS: Kernels = Kernels {
     sum_squares,
     absmax_bits,
     quantize_i8,
+    scale_sums,
     scale_rows,
+    scale_row,
     add,
     gate,
     rotate,
@@ -102,6 +104,18 @@ fn quantize_i8(x: &[f32], a: f32, out: &mut [i8]) -> i32 {
         sum += i32::from(*out);
     }
     sum
+}
+
+fn scale_sums(acc: &[i32], sum: i32, factor: f32, out: &mut [f32]) {
+    for (out, acc) in out.iter_mut().zip(acc) {
+        *out = (acc - sum) as f32 * factor;
+    }
+}
+
+fn scale_row(x: &mut [f32], r: f32, w: &[f32]) {
+    for (x, w) in x.iter_mut().zip(w) {
+        *x = (*x * r) * w;
+    }
 }
 
 fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) {

@@ -242,12 +242,26 @@ proptest! {
             let mut got = vec![1.0; x.len()];
             kernels.rms_norm(&x, &w, eps, &mut got);
             assert_same(kernels, &got, &want);
+            got.copy_from_slice(&x);
+            kernels.rms_norm_in_place(&mut got, &w, eps);
+            assert_same(kernels, &got, &want);
             let mut got = x.to_vec();
             kernels.add(&mut got, &w);
             assert_same(kernels, &got, &sum);
             let mut got = x.to_vec();
             kernels.merge(&mut got, 0.3, &w, 1.7);
             assert_same(kernels, &got, &merged);
+        }
+    }
+
+    #[test]
+    fn sums_are_scaled_alike(acc in vec(-(1i32 << 24)..1 << 24, 0..80), sum in -(1i32 << 23)..1 << 23, f in finite()) {
+        let mut want = vec![0.0; acc.len()];
+        scalar::KERNELS.scale_sums(&acc, sum, f, &mut want);
+        for kernels in vector_tables() {
+            let mut got = vec![1.0; acc.len()];
+            kernels.scale_sums(&acc, sum, f, &mut got);
+            assert_same(kernels, &got, &want);
         }
     }
 

@@ -1,0 +1,128 @@
+//! Operations on the rows of some tokens, on all threads where there are enough of them.
+//!
+//! Each row is computed by itself, so that it does not matter how many come along or on which thread.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::kernels::{Activation, Kernels};
+use crate::ternary::NON_FINITE;
+use crate::threads::{Disjoint, Threads};
+
+/// Elements of a piece of work: some microseconds, beside which handing it to another thread costs little.
+const PIECE_ELEMENTS: usize = 16 << 10;
+
+/// Calls `f` for each of `n` rows of about `cols` elements.
+pub(crate) fn each(threads: &Threads, n: usize, cols: usize, f: impl Fn(usize) + Sync) {
+    let rows = (PIECE_ELEMENTS / cols.max(1)).max(1);
+    threads.run(n.div_ceil(rows), &|piece| {
+        for row in piece * rows..((piece + 1) * rows).min(n) {
+            f(row);
+        }
+    });
+}
+
+/// The first row that holds an infinity or NaN, whichever thread comes upon it first.
+pub(crate) struct FirstBroken(AtomicUsize);
+
+impl FirstBroken {
+    pub(crate) fn new() -> Self {
+        FirstBroken(AtomicUsize::new(usize::MAX))
+    }
+
+    pub(crate) fn note(&self, row: usize) {
+        self.0.fetch_min(row, Ordering::Relaxed);
+    }
+
+    pub(crate) fn result(self) -> Result<(), usize> {
+        match self.0.into_inner() {
+            usize::MAX => Ok(()),
+            row => Err(row),
+        }
+    }
+}
+
+/// [`Kernels::rms_norm`] of each row; `x`, `out`: (n, cols of `w`).
+pub fn norm(kernels: &Kernels, threads: &Threads, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    let cols = w.len();
+    let out = Disjoint::new(out);
+    each(threads, x.len() / cols, cols, |t| {
+        // SAFETY: each row is one call's alone.
+        kernels.rms_norm(&x[t * cols..][..cols], w, eps, unsafe { out.part(t * cols, cols) });
+    });
+}
+
+/// The same where `x` lies.
+pub fn norm_in_place(kernels: &Kernels, threads: &Threads, x: &mut [f32], w: &[f32], eps: f32) {
+    let (cols, len) = (w.len(), x.len());
+    let x = Disjoint::new(x);
+    each(threads, len / cols, cols, |t| {
+        // SAFETY: each row is one call's alone.
+        kernels.rms_norm_in_place(unsafe { x.part(t * cols, cols) }, w, eps);
+    });
+}
+
+/// `h += y`; both: (n, cols).
+pub fn add(kernels: &Kernels, threads: &Threads, h: &mut [f32], y: &[f32], cols: usize) {
+    assert_eq!(h.len(), y.len());
+    let h = Disjoint::new(h);
+    each(threads, y.len() / cols, cols, |t| {
+        // SAFETY: each row is one call's alone.
+        kernels.add(unsafe { h.part(t * cols, cols) }, &y[t * cols..][..cols]);
+    });
+}
+
+/// `gate = f(gate) · up`; both: (n, cols).
+pub fn gate(kernels: &Kernels, threads: &Threads, f: Activation, gate: &mut [f32], up: &[f32], cols: usize) {
+    assert_eq!(gate.len(), up.len());
+    let gate = Disjoint::new(gate);
+    each(threads, up.len() / cols, cols, |t| {
+        // SAFETY: each row is one call's alone.
+        kernels.gate(f, unsafe { gate.part(t * cols, cols) }, &up[t * cols..][..cols]);
+    });
+}
+
+/// The error is the first row of `x`, (n, cols), that holds an infinity or NaN.
+pub fn finite(kernels: &Kernels, threads: &Threads, x: &[f32], cols: usize) -> Result<(), usize> {
+    let broken = FirstBroken::new();
+    each(threads, x.len() / cols, cols, |t| {
+        if kernels.absmax_bits(&x[t * cols..][..cols]) >= NON_FINITE {
+            broken.note(t);
+        }
+    });
+    broken.result()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_is_taken_once_and_the_first_broken_one_is_found() {
+        let (kernels, cols, n) = (Kernels::best(), 700, 90);
+        let x: Vec<f32> = (0..n * cols).map(|i| (i * 31 % 97) as f32 - 48.0).collect();
+        let w: Vec<f32> = (0..cols).map(|i| 1.0 + i as f32 * 0.01).collect();
+        let mut want = vec![0.0; n * cols];
+        for (x, out) in x.chunks_exact(cols).zip(want.chunks_exact_mut(cols)) {
+            kernels.rms_norm(x, &w, 1e-5, out);
+        }
+        for threads in [1, 2, 3].map(Threads::new) {
+            let mut normed = vec![0.0; n * cols];
+            norm(kernels, &threads, &x, &w, 1e-5, &mut normed);
+            assert_eq!(normed, want);
+            normed.copy_from_slice(&x);
+            norm_in_place(kernels, &threads, &mut normed, &w, 1e-5);
+            assert_eq!(normed, want);
+            let mut sum = x.clone();
+            add(kernels, &threads, &mut sum, &x, cols);
+            assert!(sum.iter().zip(&x).all(|(sum, x)| *sum == 2.0 * x));
+            gate(kernels, &threads, Activation::Relu2, &mut sum, &x, cols);
+            assert!(sum.iter().zip(&x).all(|(y, x)| *y == (2.0 * x).max(0.0) * (2.0 * x).max(0.0) * x));
+            assert_eq!(finite(kernels, &threads, &x, cols), Ok(()));
+            let mut broken = x.clone();
+            (broken[80 * cols], broken[57 * cols + 699], broken[58 * cols]) =
+                (f32::NAN, f32::INFINITY, f32::NAN);
+            assert_eq!(finite(kernels, &threads, &broken, cols), Err(57));
+        }
+    }
+}
