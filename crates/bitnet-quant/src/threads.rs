@@ -3,6 +3,10 @@
 //! A job is a function of a piece's number. Workers that wake late find the job closed and go back to waiting, so
 //! that a core which is taken away delays only the piece it has in hand. Between jobs workers spin for some
 //! microseconds, because the next layer follows at once, and then park.
+//!
+//! Where other programs want the cores, too, a worker may lose its core with a piece in hand, and everybody waits until it
+//! has one again: some milliseconds, in which one thread alone would have done many jobs. So a worker that held up a job
+//! rests, for longer each time it does so again.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -10,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::fpenv::DefaultFloatEnv;
 
@@ -19,6 +24,12 @@ const SPINS: u32 = 2_000;
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 
+/// Waiting for a worker for longer than this means that it has no core: pieces take a fraction of it.
+const STALL: Duration = Duration::from_millis(1);
+/// How long a worker that stalled rests: at first, and at most.
+const FIRST_REST: Duration = Duration::from_millis(10);
+const LONGEST_REST: Duration = Duration::from_millis(320);
+
 type Job = dyn Fn(usize) + Sync;
 
 /// A pool of threads. Cheap to share behind an `Arc`; jobs of several callers run one after another.
@@ -26,7 +37,19 @@ type Job = dyn Fn(usize) + Sync;
 pub struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    callers: Mutex<()>,
+    /// Held by the caller whose job runs.
+    callers: Mutex<Pace>,
+}
+
+/// When workers that rest are called back.
+#[derive(Debug)]
+struct Pace {
+    /// The end of the rest; `None` when nobody rests.
+    until: Option<Instant>,
+    /// The end of the last rest.
+    rested_at: Option<Instant>,
+    /// How long the next rest will be.
+    rest: Duration,
 }
 
 struct Shared {
@@ -38,10 +61,14 @@ struct Shared {
     /// The job while the gate is open; workers read it only between entering and leaving.
     job: UnsafeCell<Option<*const Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Workers that may enter: those with a number below it.
+    active: AtomicUsize,
     parked: AtomicUsize,
     started: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
+    /// Where workers wait that may not enter.
+    rested: Condvar,
     stop: AtomicBool,
 }
 
@@ -66,10 +93,12 @@ impl Threads {
             pieces: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
+            active: AtomicUsize::new(n.saturating_sub(1)),
             parked: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
+            rested: Condvar::new(),
             stop: AtomicBool::new(false),
         });
         let workers: Vec<_> = (1..n)
@@ -77,14 +106,18 @@ impl Threads {
                 let shared = shared.clone();
                 let builder = std::thread::Builder::new().name(format!("bitnet-{i}"));
                 // A system that gives fewer threads still computes the same, only slower.
-                builder.spawn(move || shared.work()).ok()
+                builder.spawn(move || shared.work(i - 1)).ok()
             })
             .collect();
         // The system allocates while a thread starts; jobs are to allocate nothing, not even the first.
         while shared.started.load(Ordering::Acquire) < workers.len() {
             std::thread::yield_now();
         }
-        Threads { shared, workers, callers: Mutex::new(()) }
+        Threads {
+            shared,
+            workers,
+            callers: Mutex::new(Pace { until: None, rested_at: None, rest: FIRST_REST }),
+        }
     }
 
     /// Threads that work on a job.
@@ -107,8 +140,17 @@ impl Threads {
         if self.workers.is_empty() || pieces <= 1 {
             return (0..pieces).for_each(job);
         }
-        let _one_at_a_time = lock(&self.callers);
+        let mut pace = lock(&self.callers);
         let shared = &*self.shared;
+        if let Some(until) = pace.until
+            && Instant::now() >= until
+        {
+            (pace.until, pace.rested_at) = (None, Some(until));
+            shared.set_active(self.workers.len());
+        }
+        if shared.active.load(Ordering::Relaxed) == 0 {
+            return (0..pieces).for_each(job);
+        }
         // SAFETY: only the lifetime changes; `close` below keeps `job` from being used after this call.
         let job: *const Job =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync + '_), &'static Job>(job) };
@@ -123,11 +165,27 @@ impl Threads {
             shared.wake.notify_all();
         }
         shared.claim_pieces(job);
-        shared.close();
+        let stalled = shared.close();
+        pace.adapt(shared, stalled);
         let panic = lock(&shared.panic).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+}
+
+impl Pace {
+    /// Lets as many workers rest as have `stalled`.
+    fn adapt(&mut self, shared: &Shared, stalled: usize) {
+        if stalled == 0 {
+            return;
+        }
+        let now = Instant::now();
+        // A stall soon after the last rest says that the cores are still wanted.
+        let again = self.until.is_none() && self.rested_at.is_some_and(|at| now - at < self.rest);
+        self.rest = if again { LONGEST_REST.min(2 * self.rest) } else { FIRST_REST };
+        self.until = Some(now + self.rest);
+        shared.set_active(shared.active.load(Ordering::Relaxed).saturating_sub(stalled));
     }
 }
 
@@ -137,6 +195,7 @@ impl Drop for Threads {
         {
             let _guard = lock(&self.shared.lock);
             self.shared.wake.notify_all();
+            self.shared.rested.notify_all();
         }
         for worker in self.workers.drain(..) {
             // A worker catches the panics of jobs, so that joining it cannot fail.
@@ -146,13 +205,14 @@ impl Drop for Threads {
 }
 
 impl Shared {
-    fn work(&self) {
+    /// What worker `number` does.
+    fn work(&self, number: usize) {
         let _env = DefaultFloatEnv::enter();
         self.started.fetch_add(1, Ordering::Release);
         let mut done = 0;
-        while let Some(number) = self.wait_for_job(done) {
-            done = number;
-            if !self.enter(number) {
+        while let Some(job) = self.wait_for_job(number, done) {
+            done = job;
+            if !self.enter(job) {
                 continue;
             }
             // SAFETY: inside the gate; the caller waits in `close` until this worker has left.
@@ -163,11 +223,12 @@ impl Shared {
         }
     }
 
-    /// The number of an open job other than `done`; `None` when the pool ends.
-    fn wait_for_job(&self, done: u64) -> Option<u64> {
+    /// The number of an open job other than `done` that `worker` may enter; `None` when the pool ends.
+    fn wait_for_job(&self, worker: usize, done: u64) -> Option<u64> {
+        let may_enter = || worker < self.active.load(Ordering::SeqCst);
         let ready = || {
             let gate = self.gate.load(Ordering::SeqCst);
-            (gate & OPEN != 0 && gate >> 32 != done).then_some(gate >> 32)
+            (gate & OPEN != 0 && gate >> 32 != done && may_enter()).then_some(gate >> 32)
         };
         for _ in 0..SPINS {
             if let Some(number) = ready() {
@@ -176,19 +237,29 @@ impl Shared {
             std::hint::spin_loop();
         }
         let mut guard = lock(&self.lock);
-        // Counted before the last look at the gate: either this look sees the job, or its caller sees the count.
-        self.parked.fetch_add(1, Ordering::SeqCst);
-        let number = loop {
-            if self.stop.load(Ordering::SeqCst) {
-                break None;
+        loop {
+            while !may_enter() && !self.stop.load(Ordering::SeqCst) {
+                guard = self.rested.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
-            if let Some(number) = ready() {
-                break Some(number);
+            // Counted before the last look at the gate: either this look sees the job, or its caller sees the count.
+            self.parked.fetch_add(1, Ordering::SeqCst);
+            let number = ready();
+            let stop = self.stop.load(Ordering::SeqCst);
+            if number.is_none() && !stop {
+                guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
-            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        };
-        self.parked.fetch_sub(1, Ordering::SeqCst);
-        number
+            self.parked.fetch_sub(1, Ordering::SeqCst);
+            if number.is_some() || stop {
+                return number.filter(|_| !stop);
+            }
+        }
+    }
+
+    /// Lets workers below `n` enter.
+    fn set_active(&self, n: usize) {
+        let _guard = lock(&self.lock);
+        self.active.store(n, Ordering::SeqCst);
+        self.rested.notify_all();
     }
 
     /// Counts this worker in; fails when the job was closed meanwhile.
@@ -218,18 +289,24 @@ impl Shared {
         }
     }
 
-    /// Lets nobody else in and waits for those inside to finish the pieces they have in hand.
-    fn close(&self) {
-        self.gate.fetch_and(!OPEN, Ordering::SeqCst);
-        let mut turns = 0u32;
-        while self.gate.load(Ordering::Acquire) & INSIDE != 0 {
-            turns += 1;
-            if turns < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+    /// Lets nobody else in and waits for those inside to finish the pieces they have in hand. Returns how many of them
+    /// there were, if that took longer than [`STALL`].
+    fn close(&self) -> usize {
+        let inside = |gate: u64| (gate & INSIDE) as usize;
+        let waited_for = inside(self.gate.fetch_and(!OPEN, Ordering::SeqCst));
+        let done = || inside(self.gate.load(Ordering::Acquire)) == 0;
+        for _ in 0..SPINS {
+            if done() {
+                return 0;
             }
+            std::hint::spin_loop();
         }
+        // A worker without a core may be waiting for this one. To yield it can take long, which counts as well.
+        let start = Instant::now();
+        while !done() {
+            std::thread::yield_now();
+        }
+        if start.elapsed() > STALL { waited_for } else { 0 }
     }
 }
 
@@ -322,6 +399,8 @@ mod tests {
     fn parked_workers_wake_up() {
         let threads = Threads::new(2);
         for _ in 0..3 {
+            // It may have rested since, on a machine with much else to do.
+            threads.shared.set_active(1);
             while threads.shared.parked.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
@@ -333,6 +412,58 @@ mod tests {
             });
             assert_eq!(lock(&seen).len(), 2);
         }
+    }
+
+    #[test]
+    fn a_worker_that_holds_up_a_job_rests_and_comes_back() {
+        let threads = Threads::new(2);
+        let caller = std::thread::current().id();
+        // Pieces 0 and 1 meet, so that the worker has one of them, with which it is slow. A caller that loses its own core
+        // may not notice, so that several attempts are allowed.
+        let both = std::sync::Barrier::new(2);
+        let mut attempts = 0;
+        while threads.shared.active.load(Ordering::SeqCst) == 1 && attempts < 100 {
+            attempts += 1;
+            threads.run(2, &|_| {
+                both.wait();
+                if std::thread::current().id() != caller {
+                    while threads.shared.gate.load(Ordering::SeqCst) & OPEN != 0 {
+                        std::hint::spin_loop();
+                    }
+                    let start = Instant::now();
+                    while start.elapsed() < 5 * STALL {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+        }
+        assert_eq!(threads.shared.active.load(Ordering::SeqCst), 0);
+        lock(&threads.callers).until = Instant::now().checked_add(Duration::from_secs(3600));
+        let workers = AtomicUsize::new(0);
+        threads.run(100, &|_| {
+            workers.fetch_add(usize::from(std::thread::current().id() != caller), Ordering::Relaxed);
+        });
+        assert_eq!(workers.load(Ordering::Relaxed), 0, "the caller alone");
+        // A piece that only another thread can end shows that the worker is back; it is not lost for good.
+        lock(&threads.callers).until = Some(Instant::now());
+        let both = std::sync::Barrier::new(2);
+        threads.run(2, &|_| drop(both.wait()));
+    }
+
+    #[test]
+    fn rests_grow_while_workers_keep_stalling() {
+        let threads = Threads::new(3);
+        let mut pace = lock(&threads.callers);
+        let mut rests = Vec::new();
+        for _ in 0..7 {
+            pace.adapt(&threads.shared, 1);
+            rests.push(pace.rest.as_millis());
+            (pace.rested_at, pace.until) = (Some(Instant::now()), None);
+        }
+        assert_eq!(rests, [10, 20, 40, 80, 160, 320, 320]);
+        pace.rested_at = Instant::now().checked_sub(2 * LONGEST_REST);
+        pace.adapt(&threads.shared, 1);
+        assert_eq!(pace.rest, FIRST_REST);
     }
 
     #[test]
