@@ -24,11 +24,12 @@ const SPINS: u32 = 2_000;
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 
-/// Waiting for a worker for longer than this means that it has no core: pieces take a fraction of it.
+/// Waiting for a worker for longer than this, and longer than for some pieces, means that it has no core.
 const STALL: Duration = Duration::from_millis(1);
+const STALL_PIECES: u32 = 3;
 /// How long a worker that stalled rests: at first, and at most.
-const FIRST_REST: Duration = Duration::from_millis(10);
-const LONGEST_REST: Duration = Duration::from_millis(320);
+const FIRST_REST: Duration = Duration::from_millis(4);
+const LONGEST_REST: Duration = Duration::from_millis(256);
 
 type Job = dyn Fn(usize) + Sync;
 
@@ -164,8 +165,10 @@ impl Threads {
             let _guard = lock(&shared.lock);
             shared.wake.notify_all();
         }
-        shared.claim_pieces(job);
-        let stalled = shared.close();
+        let start = Instant::now();
+        let claimed = shared.claim_pieces(job);
+        let patience = STALL.max(STALL_PIECES * (start.elapsed() / claimed.max(1)));
+        let stalled = shared.close(patience);
         pace.adapt(shared, stalled);
         let panic = lock(&shared.panic).take();
         if let Some(panic) = panic {
@@ -274,15 +277,18 @@ impl Shared {
         false
     }
 
-    fn claim_pieces(&self, job: *const Job) {
+    /// Runs pieces while there are any; how many it were.
+    fn claim_pieces(&self, job: *const Job) -> u32 {
         let pieces = self.pieces.load(Ordering::Relaxed);
         // SAFETY: the caller of `run` keeps the job alive until the gate is closed and empty.
         let job = unsafe { &*job };
+        let mut claimed = 0;
         loop {
             let piece = self.next.fetch_add(1, Ordering::Relaxed);
             if piece >= pieces {
-                return;
+                return claimed;
             }
+            claimed += 1;
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(piece))) {
                 *lock(&self.panic) = Some(panic);
             }
@@ -290,8 +296,8 @@ impl Shared {
     }
 
     /// Lets nobody else in and waits for those inside to finish the pieces they have in hand. Returns how many of them
-    /// there were, if that took longer than [`STALL`].
-    fn close(&self) -> usize {
+    /// there were, if that took longer than `patience`.
+    fn close(&self, patience: Duration) -> usize {
         let inside = |gate: u64| (gate & INSIDE) as usize;
         let waited_for = inside(self.gate.fetch_and(!OPEN, Ordering::SeqCst));
         let done = || inside(self.gate.load(Ordering::Acquire)) == 0;
@@ -301,12 +307,18 @@ impl Shared {
             }
             std::hint::spin_loop();
         }
-        // A worker without a core may be waiting for this one. To yield it can take long, which counts as well.
         let start = Instant::now();
         while !done() {
-            std::thread::yield_now();
+            if start.elapsed() > patience {
+                // A worker without a core may be waiting for this one.
+                while !done() {
+                    std::thread::yield_now();
+                }
+                return waited_for;
+            }
+            std::hint::spin_loop();
         }
-        if start.elapsed() > STALL { waited_for } else { 0 }
+        0
     }
 }
 
@@ -431,7 +443,7 @@ mod tests {
                         std::hint::spin_loop();
                     }
                     let start = Instant::now();
-                    while start.elapsed() < 5 * STALL {
+                    while start.elapsed() < 10 * STALL {
                         std::hint::spin_loop();
                     }
                 }
@@ -455,12 +467,12 @@ mod tests {
         let threads = Threads::new(3);
         let mut pace = lock(&threads.callers);
         let mut rests = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..8 {
             pace.adapt(&threads.shared, 1);
             rests.push(pace.rest.as_millis());
             (pace.rested_at, pace.until) = (Some(Instant::now()), None);
         }
-        assert_eq!(rests, [10, 20, 40, 80, 160, 320, 320]);
+        assert_eq!(rests, [4, 8, 16, 32, 64, 128, 256, 256]);
         pace.rested_at = Instant::now().checked_sub(2 * LONGEST_REST);
         pace.adapt(&threads.shared, 1);
         assert_eq!(pace.rest, FIRST_REST);

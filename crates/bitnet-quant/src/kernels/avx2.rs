@@ -1,4 +1,5 @@
 //! AVX2 with FMA and F16C: `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits.
+//! Where the processor has AVX-VNNI, `vpdpbusd` adds up four products in 32 bits instead.
 //!
 //! A pair is at most 2·3·128 = 768 in magnitude, even if a code were 3, and a block adds four pairs to each 16-bit sum:
 //! after [`BLOCKS_IN_16_BITS`] blocks it is at most 24,576, and is widened before it could overflow.
@@ -27,13 +28,26 @@ static KERNELS: Kernels = table! {
     tiles: None,
 };
 
-pub(super) fn detect() -> Option<&'static Kernels> {
-    let available = is_x86_feature_detected!("avx2")
+static VNNI_KERNELS: Kernels = table! {
+    isa: Isa::Avx2,
+    variant: "avx2-vnni",
+    features: "avx2,fma,f16c,avxvnni",
+    vector: __m256,
+    sums: 8,
+    blocks: __m256,
+    ternary: DotProduct,
+    tiles: None,
+};
+
+pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
+    let plain = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c");
-    available.then_some(&KERNELS)
+    let vnni = plain && is_x86_feature_detected!("avxvnni");
+    plain.then_some(&KERNELS).into_iter().chain(vnni.then_some(&VNNI_KERNELS))
 }
 
+/// Products and sums in 16 bits.
 struct Maddubs;
 
 impl Ternary for Maddubs {
@@ -103,6 +117,78 @@ impl Ternary for Maddubs {
             }
             out.copy_from_slice(&sums(halves)[..out.len()]);
         }
+    }
+}
+
+/// Products of bytes, summed by fours in 32 bits.
+struct DotProduct;
+
+impl Ternary for DotProduct {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        // Two sums a row, so that products need not wait for the ones before.
+        let mut acc = [[_mm256_setzero_si256(); 2]; TILE_ROWS];
+        for at in (0..row_bytes).step_by(BLOCK_BYTES) {
+            for r in 0..TILE_ROWS {
+                // SAFETY: whole blocks of each row and of the token; a prefetch may have any address.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(rows[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                    let w = codes(_mm256_loadu_si256(rows[r].add(at).cast()));
+                    for j in 0..4 {
+                        let x = _mm256_loadu_si256(x.add(4 * at + 32 * j).cast());
+                        acc[r][j % 2] = _mm256_dpbusd_avx_epi32(acc[r][j % 2], w[j], x);
+                    }
+                }
+            }
+        }
+        sums(acc.map(|[a, b]| _mm256_add_epi32(a, b)))
+    }
+
+    /// A quarter of all blocks after the other: codes stay where they are in their bytes, times 64, 16, 4 and 1, and the
+    /// sums are brought to the factor of the next quarter.
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        let mut acc = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+        for (quarter, mask) in [0xC0u8, 0x30, 0x0C, 0x03].into_iter().enumerate() {
+            let mask = _mm256_set1_epi8(mask as i8);
+            for t in 0..T {
+                for r in 0..TILE_ROWS {
+                    acc[t][r] = _mm256_srai_epi32::<2>(acc[t][r]);
+                }
+            }
+            for at in (0..row_bytes).step_by(BLOCK_BYTES) {
+                // SAFETY: whole blocks of each row and of each token.
+                unsafe {
+                    let mut w = [mask; TILE_ROWS];
+                    for r in 0..TILE_ROWS {
+                        w[r] = _mm256_and_si256(_mm256_loadu_si256(rows[r].add(at).cast()), mask);
+                    }
+                    for t in 0..T {
+                        let x = _mm256_loadu_si256(x[t].add(4 * at + 32 * quarter).cast());
+                        for r in 0..TILE_ROWS {
+                            acc[t][r] = _mm256_dpbusd_avx_epi32(acc[t][r], w[r], x);
+                        }
+                    }
+                }
+            }
+        }
+        let mut out = [[0; TILE_ROWS]; T];
+        for t in 0..T {
+            out[t] = sums(acc[t]);
+        }
+        out
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        // SAFETY: the caller's contract is the same.
+        unsafe { Maddubs::dot64(w, x, out) }
     }
 }
 
