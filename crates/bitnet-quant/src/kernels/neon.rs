@@ -1,4 +1,4 @@
-//! NEON, which every AArch64 has, and its dot products (`sdot`) where the processor has them.
+//! NEON, which every AArch64 has, and its dot products (`sdot`) and matrix products (`smmla`) where the processor has them.
 //!
 //! Without dot products `smlal` adds products of at most 3·128 in 16 bits: a block adds sixteen of them to each sum, so
 //! that after [`BLOCKS_IN_16_BITS`] blocks it is at most 30,720.
@@ -41,10 +41,22 @@ static DOTPROD_KERNELS: Kernels = table! {
     tiles: None,
 };
 
+static I8MM_KERNELS: Kernels = table! {
+    isa: Isa::Neon,
+    variant: "neon-i8mm",
+    features: "neon,dotprod,i8mm",
+    vector: float32x4_t,
+    sums: 16,
+    blocks: float32x4_t,
+    ternary: MatrixProduct,
+    tiles: None,
+};
+
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
     let plain = is_aarch64_feature_detected!("neon").then_some(&KERNELS);
     let dotprod = is_aarch64_feature_detected!("dotprod").then_some(&DOTPROD_KERNELS);
-    plain.into_iter().chain(dotprod)
+    let i8mm = dotprod.filter(|_| is_aarch64_feature_detected!("i8mm")).map(|_| &I8MM_KERNELS);
+    plain.into_iter().chain(dotprod).chain(i8mm)
 }
 
 /// Products and sums in 16 bits.
@@ -156,6 +168,71 @@ impl Ternary for DotProduct {
     }
 }
 
+/// Two rows times two tokens, eight columns each, summed in 32 bits. A single token has no use for that.
+struct MatrixProduct;
+
+impl Ternary for MatrixProduct {
+    const TILE_TOKENS: usize = 4;
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
+        // SAFETY: the caller's contract is the same.
+        unsafe { DotProduct::gemv(rows, row_bytes, x) }
+    }
+
+    #[target_feature(enable = "neon,dotprod,i8mm")]
+    unsafe fn tile<const T: usize>(
+        rows: [*const u8; TILE_ROWS],
+        row_bytes: usize,
+        x: [*const i8; T],
+    ) -> [[i32; TILE_ROWS]; T] {
+        // (pair of tokens, pair of rows), each with the sums of both rows for the first token, then for the second.
+        let mut acc = [[vdupq_n_s32(0); 2]; 2];
+        for at in (0..row_bytes).step_by(16) {
+            // SAFETY: whole blocks of each row and of each token; a last token without a partner is its own.
+            unsafe {
+                let w: [_; TILE_ROWS] = from_fn(|r| codes::<T>(rows[r].wrapping_add(at)));
+                for j in 0..4 {
+                    let w = [eights(w[0][j], w[1][j]), eights(w[2][j], w[3][j])];
+                    for pair in 0..T.div_ceil(2) {
+                        let load = |t: usize| vld1q_s8(x[t.min(T - 1)].add(column(at) + 32 * j));
+                        let x = eights(load(2 * pair), load(2 * pair + 1));
+                        for r in 0..2 {
+                            for half in 0..2 {
+                                acc[pair][r] = smmla(acc[pair][r], x[half], w[r][half]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let mut out = [[0; TILE_ROWS]; T];
+        for t in 0..T {
+            for r in 0..2 {
+                let mut sums = [0; 4];
+                // SAFETY: four integers.
+                unsafe { vst1q_s32(sums.as_mut_ptr(), acc[t / 2][r]) };
+                out[t][2 * r..][..2].copy_from_slice(&sums[t % 2 * 2..][..2]);
+            }
+        }
+        out
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
+        // SAFETY: the caller vouches for the shapes.
+        unsafe { MultiplyAdd::dot64(w, x, out) }
+    }
+}
+
+/// The first eight bytes of both, then the last eight of both.
+#[inline]
+#[target_feature(enable = "neon")]
+fn eights(a: int8x16_t, b: int8x16_t) -> [int8x16_t; 2] {
+    let (a, b) = (vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b));
+    [vreinterpretq_s8_s64(vtrn1q_s64(a, b)), vreinterpretq_s8_s64(vtrn2q_s64(a, b))]
+}
+
 /// The column whose code is in the highest bits of byte `at` of a row.
 fn column(at: usize) -> usize {
     at / BLOCK_BYTES * 4 * BLOCK_BYTES + at % BLOCK_BYTES
@@ -202,6 +279,21 @@ fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     unsafe {
         asm!(
             "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) acc, in(vreg) a, in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    acc
+}
+
+/// The intrinsic of this name is not stable yet.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+fn smmla(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the processor has matrix products, and only registers are touched.
+    unsafe {
+        asm!(
+            "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
             inout(vreg) acc, in(vreg) a, in(vreg) b,
             options(pure, nomem, nostack, preserves_flags),
         );
