@@ -33,8 +33,8 @@ use report::Report;
     median counts.\n\n\
     The limits are measured in the same process with the same threads, right before and right after. The read \
     bandwidth (peak_gb_s) is the best of several ways to read memory far larger than the caches. The int8 rate \
-    (int8_peak_gop_s) is that of the engine's own matrix kernel on matrices that stay in the caches, with a \
-    multiplication and an addition as two operations: pp_int8_share is what is left of it in a whole model.\n\n\
+    (int8_peak_gop_s) is that of the instructions that products are made of, on registers alone, with a multiplication \
+    and an addition as two operations: no kernel of the instruction set can exceed it.\n\n\
     tg_bytes_per_token counts the weights of projections and head as they lie in memory, and the keys and values \
     that are read.\n\n\
     Examples:\n  \

@@ -20,6 +20,7 @@ mod ternary_kernels;
 mod vector;
 
 use std::fmt;
+use std::hint::black_box;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -144,6 +145,9 @@ pub struct Kernels {
     variant: &'static str,
     /// Raw products Σ code·x of `out.len() / n` rows of `row_bytes` with n tokens of `4 * row_bytes`.
     gemm_i2_i8: unsafe fn(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]),
+    /// See [`Kernels::burst`].
+    burst: unsafe fn(steps: u64) -> i32,
+    burst_ops: u64,
     /// Raw products of one band of tiles with n tokens, `stride` apart; the oracle's where nothing faster is known.
     gemm_tiles_i8: Option<GemmTiles>,
     /// Raw products of each run of 64 columns of one row.
@@ -219,6 +223,14 @@ impl Kernels {
         assert_eq!(out.len(), n * (w.len() / row_bytes));
         // SAFETY: the table exists only where its instruction set does; shapes are asserted above.
         unsafe { (self.gemm_i2_i8)(w, row_bytes, x, n, out) }
+    }
+
+    /// `steps` times the instructions that ternary products are made of, on registers alone, which bounds what a kernel can
+    /// reach. Returns the multiplications and additions that were done.
+    pub fn burst(&self, steps: u64) -> u64 {
+        // SAFETY: as above.
+        black_box(unsafe { (self.burst)(steps) });
+        steps * self.burst_ops
     }
 
     /// `out[t][r] = Σ_c code[r][c] · x[t][c]` of one band of [`crate::layout::tiles`]; exact.

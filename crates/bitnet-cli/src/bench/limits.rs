@@ -1,7 +1,7 @@
-//! What the machine could do: the bandwidth of reading memory, and the rate of the int8 kernel.
+//! What the machine could do: the bandwidth of reading memory, and the rate of its int8 instructions.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,10 @@ const PASSES: usize = 4;
 const STREAMS: usize = 4;
 const STREAM_STEP: usize = 4 << 10;
 
-/// Matrices that stay in the caches: (rows, columns, tokens).
-const TILES: [(usize, usize, usize); 3] = [(16, 1024, 32), (64, 1024, 32), (64, 2560, 32)];
-/// How long each is multiplied, and how often that is tried.
-const TILE_TIME: Duration = Duration::from_millis(40);
-const TILE_TRIES: usize = 3;
+/// How long the int8 rate is measured, how often, and steps between looks at the clock.
+const BURST_TIME: Duration = Duration::from_millis(40);
+const BURST_TRIES: usize = 5;
+const BURST_STEPS: u64 = 10_000;
 
 /// The limits of a machine with some number of threads.
 #[derive(Debug, Clone, Copy)]
@@ -100,22 +99,18 @@ fn touched_memory(n: usize, n_threads: usize) -> Vec<f32> {
     memory
 }
 
-/// The best rate of the engine's matrix kernel over the [`TILES`], each thread with matrices of its own.
+/// The rate of the instructions that products are made of, on all threads at once.
 fn int8_gop_s(kernels: &Kernels, threads: &Threads) -> f64 {
-    let rates = TILES.iter().cycle().take(TILE_TRIES * TILES.len()).map(|&(rows, cols, n)| {
-        let products = AtomicUsize::new(0);
+    let rates = (0..BURST_TRIES).map(|_| {
+        let ops = AtomicU64::new(0);
         let start = Instant::now();
         threads.run(threads.len(), &|_| {
-            let (w, x) = (vec![0b01_10_00_01u8; rows * cols / 4], vec![3i8; n * cols]);
-            let mut out = vec![0i32; n * rows];
             let start = Instant::now();
-            while start.elapsed() < TILE_TIME {
-                kernels.gemm_i2_i8(black_box(&w), cols / 4, black_box(&x), n, &mut out);
-                black_box(&mut out);
-                products.fetch_add(1, Ordering::Relaxed);
+            while start.elapsed() < BURST_TIME {
+                ops.fetch_add(kernels.burst(BURST_STEPS), Ordering::Relaxed);
             }
         });
-        (2 * rows * cols * n * products.into_inner()) as f64 / start.elapsed().as_secs_f64()
+        ops.into_inner() as f64 / start.elapsed().as_secs_f64()
     });
     rates.fold(0.0, f64::max) / 1e9
 }

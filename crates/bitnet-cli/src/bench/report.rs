@@ -83,7 +83,7 @@ impl Report {
         }
         writeln!(
             out,
-            "pp {:>5} tokens  {:>9.2} tok/s  ({:.2} to {:.2})  {:.1} GOP/s, {:.1} % of the kernel's {:.1}",
+            "pp {:>5} tokens  {:>9.2} tok/s  ({:.2} to {:.2})  {:.1} GOP/s, {:.1} % of the instructions' {:.1}",
             self.pp_tokens,
             self.pp.median,
             self.pp.min,

@@ -5,9 +5,10 @@
 //! after [`BLOCKS_IN_16_BITS`] blocks it is at most 24,576, and is widened before it could overflow.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::float_kernels::table;
-use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -118,6 +119,21 @@ impl Ternary for Maddubs {
             out.copy_from_slice(&sums(halves)[..out.len()]);
         }
     }
+
+    const BURST_OPS: u64 = 2 * 32 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(_mm256_set1_epi8(1));
+        let mut sums = [x; BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(*sum, x));
+            }
+        }
+        let sum = sums.into_iter().fold(x, |a, b| _mm256_add_epi16(a, b));
+        _mm256_cvtsi256_si32(sum)
+    }
 }
 
 /// Products of bytes, summed by fours in 32 bits.
@@ -189,6 +205,21 @@ impl Ternary for DotProduct {
     unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
         // SAFETY: the caller's contract is the same.
         unsafe { Maddubs::dot64(w, x, out) }
+    }
+
+    const BURST_OPS: u64 = 2 * 32 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(_mm256_set1_epi8(1));
+        let mut sums = [x; BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, x, x);
+            }
+        }
+        let sum = sums.into_iter().fold(x, |a, b| _mm256_add_epi32(a, b));
+        _mm256_cvtsi256_si32(sum)
     }
 }
 

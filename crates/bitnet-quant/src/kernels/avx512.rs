@@ -7,9 +7,10 @@
 
 use std::arch::x86_64::*;
 use std::array::from_fn;
+use std::hint::black_box;
 
 use super::float_kernels::table;
-use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -120,6 +121,21 @@ impl Ternary for Vnni {
             }
             out.copy_from_slice(&sums(halves)[..out.len()]);
         }
+    }
+
+    const BURST_OPS: u64 = 2 * 64 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(_mm512_set1_epi8(1));
+        let mut sums = [x; BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, x);
+            }
+        }
+        let sum = sums.into_iter().fold(x, |a, b| _mm512_add_epi32(a, b));
+        _mm512_cvtsi512_si32(sum)
     }
 }
 

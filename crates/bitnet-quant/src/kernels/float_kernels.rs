@@ -430,6 +430,7 @@ macro_rules! table {
         $crate::kernels::float_kernels::entries! { $features,
             fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32])
                 = ternary_kernels::gemm_i2_i8::<$ternary>;
+            fn burst(steps: u64) -> i32 = <$ternary as ternary_kernels::Ternary>::burst;
             fn dot64_i2_i8(w: &[u8], x: &[i8], out: &mut [i32]) = <$ternary as ternary_kernels::Ternary>::dot64;
             fn block_sum(acc: &[i32], d: &[f32]) -> f32
                 = float_kernels::block_sum::<$blocks, { BLOCK_LANES / <$blocks as Vector>::LANES }>;
@@ -452,6 +453,8 @@ macro_rules! table {
             isa: $isa,
             variant: $variant,
             gemm_i2_i8,
+            burst,
+            burst_ops: <$ternary as ternary_kernels::Ternary>::BURST_OPS,
             gemm_tiles_i8: $tiles,
             dot64_i2_i8,
             block_sum,

@@ -7,9 +7,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::arch::is_aarch64_feature_detected;
 use std::array::from_fn;
+use std::hint::black_box;
 
 use super::float_kernels::table;
-use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -123,6 +124,20 @@ impl Ternary for MultiplyAdd {
             *out = halves.map(|half| vaddlvq_s16(half));
         }
     }
+
+    const BURST_OPS: u64 = 2 * 8 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "neon")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(vdup_n_s8(1));
+        let mut sums = [vdupq_n_s16(1); BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = vmlal_s8(*sum, vget_low_s8(vreinterpretq_s8_s16(*sum)), x);
+            }
+        }
+        sums.into_iter().map(|sum| i32::from(vaddvq_s16(sum))).fold(0, i32::wrapping_add)
+    }
 }
 
 /// Products of signed bytes, summed by fours in 32 bits.
@@ -165,6 +180,20 @@ impl Ternary for DotProduct {
     unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
         // SAFETY: the caller vouches for the shapes.
         unsafe { MultiplyAdd::dot64(w, x, out) }
+    }
+
+    const BURST_OPS: u64 = 2 * 16 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(vdupq_n_s8(1));
+        let mut sums = [vdupq_n_s32(1); BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = sdot(*sum, x, x);
+            }
+        }
+        sums.into_iter().map(|sum| vaddvq_s32(sum)).fold(0, i32::wrapping_add)
     }
 }
 
@@ -222,6 +251,20 @@ impl Ternary for MatrixProduct {
     unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]) {
         // SAFETY: the caller vouches for the shapes.
         unsafe { MultiplyAdd::dot64(w, x, out) }
+    }
+
+    const BURST_OPS: u64 = 2 * 32 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "neon,dotprod,i8mm")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(vdupq_n_s8(1));
+        let mut sums = [vdupq_n_s32(1); BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = smmla(*sum, x, x);
+            }
+        }
+        sums.into_iter().map(|sum| vaddvq_s32(sum)).fold(0, i32::wrapping_add)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The oracle: every operation as its definition reads, one element at a time.
 
+use std::hint::black_box;
+
 use half::{bf16, f16};
 
 use super::{Activation, DenseRow, Isa, Kernels, KvRows};
@@ -15,6 +17,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     variant: "scalar",
     gemm_i2_i8,
+    burst,
+    burst_ops: 2,
     gemm_tiles_i8: None,
     dot64_i2_i8,
     block_sum,
@@ -41,6 +45,10 @@ fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]) {
                 x.iter().enumerate().map(|(c, x)| i32::from(code(w, c)) * i32::from(*x)).sum();
         }
     }
+}
+
+fn burst(steps: u64) -> i32 {
+    (0..steps).fold(0, |sum: i32, _| sum.wrapping_add(3 * black_box(1)))
 }
 
 /// Also the kernel of instruction sets that could not keep up with memory in this layout.

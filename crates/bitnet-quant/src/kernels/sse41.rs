@@ -4,9 +4,10 @@
 //! A block adds eight pairs of at most 768 to each 16-bit sum: after [`BLOCKS_IN_16_BITS`] blocks it is at most 30,720.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::float_kernels::table;
-use super::ternary_kernels::{TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -100,6 +101,21 @@ impl Ternary for Maddubs {
             let [first, second, ..] = sums(halves.map(|half| widen(half)));
             *out = [first, second];
         }
+    }
+
+    const BURST_OPS: u64 = 2 * 16 * BURST_SUMS as u64;
+
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn burst(steps: u64) -> i32 {
+        let x = black_box(_mm_set1_epi8(1));
+        let mut sums = [x; BURST_SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm_add_epi16(*sum, _mm_maddubs_epi16(*sum, x));
+            }
+        }
+        let sum = sums.into_iter().fold(x, |a, b| _mm_add_epi16(a, b));
+        _mm_cvtsi128_si32(sum)
     }
 }
 

@@ -24,7 +24,15 @@ pub(super) trait Ternary {
     ) -> [[i32; TILE_ROWS]; T];
     /// Σ code·x of each run of 64 columns of one row.
     unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]);
+
+    /// Multiplications and additions of a step of [`Ternary::burst`].
+    const BURST_OPS: u64;
+    /// `steps` times the instructions that products are made of, on registers alone: no kernel can be faster.
+    unsafe fn burst(steps: u64) -> i32;
 }
+
+/// Registers of sums in a burst: enough that none waits for itself.
+pub(super) const BURST_SUMS: usize = 12;
 
 /// [`super::Kernels::gemm_i2_i8`].
 #[inline(always)]
