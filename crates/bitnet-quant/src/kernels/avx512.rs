@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use super::float_kernels::table;
+use super::head_kernels::{self, HeadProduct, TokenCodes};
 use super::ternary_kernels::{TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
@@ -25,6 +26,7 @@ static KERNELS: Kernels = table! {
     sums: 16,
     blocks: __m256,
     ternary: Vnni,
+    head: Vnni,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {
@@ -120,6 +122,79 @@ impl Ternary for Vnni {
             out.copy_from_slice(&sums(halves)[..out.len()]);
         }
     }
+}
+
+impl HeadProduct for Vnni {
+    const TILE_TOKENS: usize = 3;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn tile<const T: usize, const LOW: bool>(
+        high: [*const u8; head_kernels::TILE_ROWS],
+        low: [*const u8; head_kernels::TILE_ROWS],
+        row_bytes: usize,
+        x: [TokenCodes; T],
+    ) -> [[f64; head_kernels::TILE_ROWS]; T] {
+        let zero = _mm512_setzero_si512();
+        let mut acc = [[[zero; head_kernels::TILE_ROWS]; 2]; T];
+        let lower_bits = _mm512_set1_epi8(0x0F);
+        for at in (0..row_bytes).step_by(64) {
+            for r in 0..head_kernels::TILE_ROWS {
+                // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(high[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                    let h = _mm512_loadu_si512(high[r].add(at).cast());
+                    let (first, second) = if LOW {
+                        _mm_prefetch::<_MM_HINT_T0>(low[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                        let l = _mm512_loadu_si512(low[r].add(at).cast());
+                        // Bits of the second operand where the first has ones, of the third elsewhere.
+                        (
+                            _mm512_ternarylogic_epi32::<0xCA>(lower_bits, l, _mm512_slli_epi16::<4>(h)),
+                            _mm512_ternarylogic_epi32::<0xCA>(lower_bits, _mm512_srli_epi16::<4>(l), h),
+                        )
+                    } else {
+                        (
+                            _mm512_and_si512(h, lower_bits),
+                            _mm512_and_si512(_mm512_srli_epi16::<4>(h), lower_bits),
+                        )
+                    };
+                    for t in 0..T {
+                        for (p, plane) in [x[t].high, x[t].low].into_iter().enumerate() {
+                            let x = plane.add(2 * at);
+                            let sum = _mm512_dpbusd_epi32(acc[t][p][r], first, _mm512_loadu_si512(x.cast()));
+                            acc[t][p][r] = _mm512_dpbusd_epi32(sum, second, _mm512_loadu_si512(x.add(64).cast()));
+                        }
+                    }
+                }
+            }
+        }
+        let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
+        for t in 0..T {
+            let [high, low] = [lane_sums(acc[t][0]), lane_sums(acc[t][1])];
+            for r in 0..head_kernels::TILE_ROWS {
+                out[t][r] = 128.0 * f64::from(high[r]) + f64::from(low[r]);
+            }
+        }
+        out
+    }
+}
+
+/// The sum of each of four registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn lane_sums(v: [__m512i; 4]) -> [i32; 4] {
+    let mut pairs = [v[0]; 2];
+    for i in 0..2 {
+        let (a, b) = (v[2 * i], v[2 * i + 1]);
+        pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    let [a, b] = pairs;
+    let quads = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let sum = _mm256_add_epi32(_mm512_castsi512_si256(quads), _mm512_extracti64x4_epi64::<1>(quads));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+    let mut out = [0; 4];
+    // SAFETY: four integers.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) };
+    out
 }
 
 /// Columns 0..64 of a block, times 64 and 16.
