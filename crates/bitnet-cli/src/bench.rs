@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::Context;
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
-use bitnet_inference::{Model, Session, SessionOptions, source};
+use bitnet_inference::{HeadMode, Model, Session, SessionOptions, source};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
@@ -20,9 +20,10 @@ use tempfile::NamedTempFile;
 
 use crate::convert::ProgressLine;
 use crate::model::{ModelArgs, print_notices};
-use crate::session::KvFormat;
+use crate::session::{HeadArgs, KvFormat};
 use limits::Limits;
 use report::Report;
+use rounds::Candidates;
 
 /// Measure the speed of a model.
 #[derive(Debug, Args)]
@@ -34,8 +35,8 @@ use report::Report;
     bandwidth (peak_gb_s) is the best of several ways to read memory far larger than the caches. The int8 rate \
     (int8_peak_gop_s) is that of the engine's own matrix kernel on matrices that stay in the caches, with a \
     multiplication and an addition as two operations: pp_int8_share is what is left of it in a whole model.\n\n\
-    tg_bytes_per_token counts the weights of projections and head as they lie in memory, and the keys and values \
-    that are read.\n\n\
+    tg_bytes_per_token counts the projections as they lie in memory, of the head what --head reads of all rows and \
+    the rows that are computed beside, on average (head_candidates), and the keys and values that are read.\n\n\
     Examples:\n  \
     bitnet bench\n  \
     bitnet bench --shape 2b-4t\n  \
@@ -61,6 +62,8 @@ pub(crate) struct BenchArgs {
     /// How keys and values are kept; int8 is not available in this version.
     #[arg(long, value_enum, default_value_t = KvFormat::F16)]
     kv: KvFormat,
+    #[command(flatten)]
+    head: HeadArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -69,7 +72,7 @@ pub(crate) struct BenchArgs {
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let precision = args.kv.precision()?;
     let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
-    let options = args.model.compute.options()?;
+    let options = args.model.compute.options(args.head.mode())?;
     let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
     let made = args.shape.as_deref().map(model_of_shape).transpose()?;
     let start = Instant::now();
@@ -88,7 +91,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let threads = Threads::new(model.n_threads());
     let before = Limits::measure(kernels, &threads);
     let pp = rounds::prompt(&mut session, prompt_tokens, args.repeat)?;
-    let tg = rounds::generation(&mut session, gen_tokens, args.repeat)?;
+    let (tg, candidates) = rounds::generation(&mut session, gen_tokens, args.repeat)?;
     let rss_bytes = rss_bytes();
     let after = Limits::measure(kernels, &threads);
 
@@ -103,8 +106,11 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         ops_per_token: 2 * projection_weights(&model),
         tg_tokens: gen_tokens,
         tg,
-        bytes_per_token: model.weight_bytes_per_token()
+        head: head_name(model.head_mode()),
+        bytes_per_token: model.projection_bytes()
+            + head_bytes_per_token(&model, &candidates)
             + kv_bytes_per_token(&session, gen_tokens, kv_dtype.bits()),
+        candidates,
         before,
         after,
     };
@@ -137,6 +143,23 @@ fn projection_weights(model: &Model) -> usize {
     let c = model.config();
     let attention = 2 * c.dim * c.q_dim() + 2 * c.dim * c.kv_dim();
     c.n_layers * (attention + 3 * c.dim * c.ffn_dim)
+}
+
+fn head_name(mode: HeadMode) -> &'static str {
+    match mode {
+        HeadMode::Exact => "exact",
+        HeadMode::Int4 => "int4",
+        HeadMode::F16 => "f16",
+    }
+}
+
+/// Bytes of the head that a token reads.
+fn head_bytes_per_token(model: &Model, candidates: &Candidates) -> usize {
+    let bytes = model.head_bytes();
+    match model.head_mode() {
+        HeadMode::F16 => bytes.full,
+        HeadMode::Exact | HeadMode::Int4 => bytes.all_rows + (candidates.mean() * bytes.row as f64) as usize,
+    }
 }
 
 /// Bytes of keys and values that a token reads, on average over a generation that starts from one token.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bitnet_core::Device;
 use bitnet_inference::source::{self, Source};
-use bitnet_inference::{LoadProgress, Model, ModelOptions, embedded_source};
+use bitnet_inference::{HeadMode, HeadOptions, LoadProgress, Model, ModelOptions, embedded_source};
 use bitnet_quant::kernels::Isa;
 use bitnet_quant::packing::I2sLayout;
 use clap::Args;
@@ -69,20 +69,21 @@ impl SourceArgs {
 
 impl ComputeArgs {
     /// The options of the engine; fails for devices and instruction sets that cannot be used.
-    pub(crate) fn options(&self) -> anyhow::Result<ModelOptions> {
+    pub(crate) fn options(&self, head: HeadMode) -> anyhow::Result<ModelOptions> {
         self.device.check()?;
         let isa = match env::var_os(ISA_VARIABLE) {
             None => None,
             Some(name) => Some(name.to_string_lossy().parse::<Isa>().context(ISA_VARIABLE)?),
         };
-        Ok(ModelOptions { n_threads: self.threads, isa, ..ModelOptions::default() })
+        let head = HeadOptions { mode: head, ..HeadOptions::default() };
+        Ok(ModelOptions { n_threads: self.threads, isa, head, ..ModelOptions::default() })
     }
 }
 
 impl ModelArgs {
     /// Loads the model.
-    pub(crate) fn load(&self) -> anyhow::Result<Model> {
-        let options = self.compute.options()?;
+    pub(crate) fn load(&self, head: HeadMode) -> anyhow::Result<Model> {
+        let options = self.compute.options(head)?;
         load(&*self.source.open()?, &options)
     }
 }

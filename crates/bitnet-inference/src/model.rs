@@ -10,6 +10,7 @@ use bitnet_quant::ternary::NON_FINITE;
 use bitnet_quant::threads::Threads;
 
 use crate::config::ModelConfig;
+use crate::head::DerivedHead;
 use crate::kv_cache::KvCache;
 use crate::ops::{Cpu, Scratch};
 use crate::state::RunState;
@@ -27,6 +28,7 @@ pub struct Model {
 pub(crate) struct Inner {
     pub(crate) config: ModelConfig,
     pub(crate) weights: Weights,
+    pub(crate) head: Option<DerivedHead>,
     pub(crate) text: Option<Text>,
     pub(crate) notices: Vec<String>,
     pub(crate) kernels: &'static Kernels,

@@ -14,6 +14,7 @@ use bitnet_quant::packing::I2sLayout;
 use bitnet_quant::threads::Threads;
 
 use crate::config::ModelConfig;
+use crate::head::{DerivedHead, HeadOptions};
 use crate::model::{Inner, Model};
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
@@ -33,6 +34,8 @@ pub struct ModelOptions {
     pub isa: Option<Isa>,
     /// The byte order of I2_S tensors, which their files do not tell.
     pub i2s_layout: I2sLayout,
+    /// How the head is computed where tokens are chosen.
+    pub head: HeadOptions,
 }
 
 impl Model {
@@ -93,16 +96,19 @@ impl Model {
         };
         let weights = weights?;
         refuse_unused(source)?;
+        let threads = Threads::new(n_threads);
+        let head = DerivedHead::build(&options.head, kernels, &threads, &pool, &weights.head().view())?;
         // Building a large vocabulary leaves tens of megabytes behind.
         release_freed_memory();
         Ok(Model {
             inner: std::sync::Arc::new(Inner {
                 config: source.config().clone(),
                 weights,
+                head,
                 text,
                 notices: notice.into_iter().collect(),
                 kernels,
-                threads: Threads::new(n_threads),
+                threads,
                 pool,
             }),
         })
@@ -144,9 +150,9 @@ impl Model {
         self.inner.threads.len()
     }
 
-    /// Bytes of weights that a token reads: those of all projections, and those of the head.
-    pub fn weight_bytes_per_token(&self) -> usize {
-        self.inner.weights.bytes_per_token()
+    /// Bytes of all projections, which are read for each token; [`Model::head_bytes`] are those of the head.
+    pub fn projection_bytes(&self) -> usize {
+        self.inner.weights.projection_bytes()
     }
 
     /// The pool that converted weights and sessions live in.

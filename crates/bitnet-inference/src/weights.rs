@@ -180,12 +180,17 @@ impl Weights {
         })
     }
 
-    /// Bytes that are read for each token: those of all projections, and those of the head.
-    pub(crate) fn bytes_per_token(&self) -> usize {
+    /// Bytes of all projections, which are read for each token.
+    pub(crate) fn projection_bytes(&self) -> usize {
         let projections = self.layers.iter().flat_map(|l| {
             [&l.q_proj, &l.k_proj, &l.v_proj, &l.o_proj, &l.gate_proj, &l.up_proj, &l.down_proj]
         });
-        projections.map(|p| p.matrix.size_bytes()).sum::<usize>() + self.head().bytes().len()
+        projections.map(|p| p.matrix.size_bytes()).sum()
+    }
+
+    /// Bytes of the head as it is stored.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.head().bytes().len()
     }
 
     /// The matrix of the head.

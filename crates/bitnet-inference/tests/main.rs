@@ -6,6 +6,7 @@ mod common;
 mod convert;
 mod equality;
 mod goldens;
+mod head;
 mod hostile;
 mod non_finite;
 mod synth;
