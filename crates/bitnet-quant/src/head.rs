@@ -66,6 +66,12 @@ impl HeadPlanes {
     pub fn size_bytes(&self) -> usize {
         self.low.end
     }
+
+    /// The places of what each row has a part of, in the order of the rows: four arrays and the two planes.
+    pub fn sections(&self) -> [Range<usize>; 6] {
+        let HeadPlanes { scales, errors, norms, coarse_errors, high, low } = self.clone();
+        [scales, errors, norms, coarse_errors, high, low]
+    }
 }
 
 /// Columns of a row with its padding.

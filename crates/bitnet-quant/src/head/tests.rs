@@ -82,9 +82,8 @@ fn bounds(kernels: &Kernels, threads: &Threads, view: &HeadView<'_>, stage: Head
 #[test]
 fn sections_are_aligned_and_follow_each_other() {
     let layout = HeadPlanes::layout(61, 76).unwrap();
-    let sections = [&layout.scales, &layout.errors, &layout.norms, &layout.coarse_errors, &layout.high, &layout.low];
     let mut end = HEADER_BYTES;
-    for section in sections {
+    for section in layout.sections() {
         assert!(section.start >= end && section.start < end + ALIGNMENT && section.start.is_multiple_of(ALIGNMENT));
         end = section.end;
     }
