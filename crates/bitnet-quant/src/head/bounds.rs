@@ -26,7 +26,7 @@ use crate::threads::{Disjoint, Threads};
 /// Rows of a group, whose highest bounds are noted.
 pub const GROUP_ROWS: usize = 16;
 /// Bytes of planes in a piece: large enough to stream, small enough that a slow thread holds nobody up.
-const PIECE_BYTES: usize = 64 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 /// Rows of a piece at most.
 const PIECE_ROWS: usize = 64;
 

@@ -125,7 +125,7 @@ impl Ternary for Vnni {
 }
 
 impl HeadProduct for Vnni {
-    const TILE_TOKENS: usize = 3;
+    const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn tile<const T: usize, const LOW: bool>(
@@ -138,30 +138,31 @@ impl HeadProduct for Vnni {
         let mut acc = [[[zero; head_kernels::TILE_ROWS]; 2]; T];
         let lower_bits = _mm512_set1_epi8(0x0F);
         for at in (0..row_bytes).step_by(64) {
-            for r in 0..head_kernels::TILE_ROWS {
-                // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
-                unsafe {
+            let mut codes = [[zero; head_kernels::TILE_ROWS]; 2];
+            // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+            unsafe {
+                for r in 0..head_kernels::TILE_ROWS {
                     _mm_prefetch::<_MM_HINT_T0>(high[r].wrapping_add(at + PREFETCH_BYTES).cast());
                     let h = _mm512_loadu_si512(high[r].add(at).cast());
-                    let (first, second) = if LOW {
+                    if LOW {
                         _mm_prefetch::<_MM_HINT_T0>(low[r].wrapping_add(at + PREFETCH_BYTES).cast());
                         let l = _mm512_loadu_si512(low[r].add(at).cast());
                         // Bits of the second operand where the first has ones, of the third elsewhere.
-                        (
-                            _mm512_ternarylogic_epi32::<0xCA>(lower_bits, l, _mm512_slli_epi16::<4>(h)),
-                            _mm512_ternarylogic_epi32::<0xCA>(lower_bits, _mm512_srli_epi16::<4>(l), h),
-                        )
+                        let shifted = [_mm512_slli_epi16::<4>(h), _mm512_srli_epi16::<4>(l)];
+                        codes[0][r] = _mm512_ternarylogic_epi32::<0xCA>(lower_bits, l, shifted[0]);
+                        codes[1][r] = _mm512_ternarylogic_epi32::<0xCA>(lower_bits, shifted[1], h);
                     } else {
-                        (
-                            _mm512_and_si512(h, lower_bits),
-                            _mm512_and_si512(_mm512_srli_epi16::<4>(h), lower_bits),
-                        )
-                    };
-                    for t in 0..T {
-                        for (p, plane) in [x[t].high, x[t].low].into_iter().enumerate() {
-                            let x = plane.add(2 * at);
-                            let sum = _mm512_dpbusd_epi32(acc[t][p][r], first, _mm512_loadu_si512(x.cast()));
-                            acc[t][p][r] = _mm512_dpbusd_epi32(sum, second, _mm512_loadu_si512(x.add(64).cast()));
+                        codes[0][r] = _mm512_and_si512(h, lower_bits);
+                        codes[1][r] = _mm512_and_si512(_mm512_srli_epi16::<4>(h), lower_bits);
+                    }
+                }
+                for t in 0..T {
+                    for (p, plane) in [x[t].high, x[t].low].into_iter().enumerate() {
+                        for half in 0..2 {
+                            let x = _mm512_loadu_si512(plane.add(2 * at + 64 * half).cast());
+                            for r in 0..head_kernels::TILE_ROWS {
+                                acc[t][p][r] = _mm512_dpbusd_epi32(acc[t][p][r], codes[half][r], x);
+                            }
                         }
                     }
                 }
