@@ -11,7 +11,7 @@ use anyhow::Context;
 use bitnet_core::file::CacheDir;
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
-use bitnet_inference::{Preparation, Session, SessionOptions, source};
+use bitnet_inference::{HeadMode, Model, Preparation, Session, SessionOptions, source};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
@@ -21,9 +21,10 @@ use tempfile::NamedTempFile;
 
 use crate::convert::ProgressLine;
 use crate::model::{ModelArgs, print_notices};
-use crate::session::KvFormat;
+use crate::session::{HeadArgs, KvFormat};
 use limits::Limits;
 use report::Report;
+use rounds::Candidates;
 
 /// Measure the speed of a model.
 #[derive(Debug, Args)]
@@ -35,8 +36,8 @@ use report::Report;
     bandwidth (peak_gb_s) is the best of several ways to read memory far larger than the caches. The int8 rate \
     (int8_peak_gop_s) is that of the instructions that products are made of, on registers alone, with a multiplication \
     and an addition as two operations: no kernel of the instruction set can exceed it.\n\n\
-    tg_bytes_per_token counts the weights of projections and head as they lie in memory, and the keys and values \
-    that are read.\n\n\
+    tg_bytes_per_token counts the projections as they lie in memory, of the head what --head reads of all rows and \
+    the rows that are computed beside, on average (head_candidates), and the keys and values that are read.\n\n\
     Examples:\n  \
     bitnet bench\n  \
     bitnet bench --shape 2b-4t\n  \
@@ -62,6 +63,8 @@ pub(crate) struct BenchArgs {
     /// How keys and values are kept; int8 is not available in this version.
     #[arg(long, value_enum, default_value_t = KvFormat::F16)]
     kv: KvFormat,
+    #[command(flatten)]
+    head: HeadArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -70,7 +73,7 @@ pub(crate) struct BenchArgs {
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let precision = args.kv.precision()?;
     let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
-    let mut options = args.model.options(Preparation::BeforeUse)?;
+    let mut options = args.model.options(Preparation::BeforeUse, args.head.mode())?;
     let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
     let made = args.shape.as_deref().map(model_of_shape).transpose()?;
     // What is derived from a model that is made for the run goes with it.
@@ -94,7 +97,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let threads = Threads::new(model.n_threads());
     let before = Limits::measure(kernels, &threads);
     let pp = rounds::prompt(&mut session, prompt_tokens, args.repeat)?;
-    let tg = rounds::generation(&mut session, gen_tokens, args.repeat)?;
+    let (tg, candidates) = rounds::generation(&mut session, gen_tokens, args.repeat)?;
     let rss_bytes = rss_bytes();
     let after = Limits::measure(kernels, &threads);
 
@@ -109,8 +112,11 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         ops_per_token: 2 * model.config().n_projection_weights(),
         tg_tokens: gen_tokens,
         tg,
-        bytes_per_token: model.weight_bytes_per_token()
+        head: head_name(model.head_mode()),
+        bytes_per_token: model.projection_bytes()
+            + head_bytes_per_token(&model, &candidates)
             + kv_bytes_per_token(&session, gen_tokens, kv_dtype.bits()),
+        candidates,
         before,
         after,
     };
@@ -136,6 +142,23 @@ fn model_of_shape(name: &str) -> anyhow::Result<NamedTempFile> {
     let mut line = ProgressLine::new("making a model");
     synth::write(file.path(), &options, &mut |progress| line.show(progress))?;
     Ok(file)
+}
+
+fn head_name(mode: HeadMode) -> &'static str {
+    match mode {
+        HeadMode::Exact => "exact",
+        HeadMode::Int4 => "int4",
+        HeadMode::F16 => "f16",
+    }
+}
+
+/// Bytes of the head that a token reads.
+fn head_bytes_per_token(model: &Model, candidates: &Candidates) -> usize {
+    let bytes = model.head_bytes();
+    match model.head_mode() {
+        HeadMode::F16 => bytes.full,
+        HeadMode::Exact | HeadMode::Int4 => bytes.all_rows + (candidates.mean() * bytes.row as f64) as usize,
+    }
 }
 
 /// Bytes of keys and values that a token reads, on average over a generation that starts from one token.

@@ -49,7 +49,7 @@ pub(crate) struct ChatArgs {
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let session_options = args.session.options()?;
-    let model = args.model.load()?;
+    let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling());
     let mut chat = Chat {
         has_format: model.text()?.chat_template.is_some(),

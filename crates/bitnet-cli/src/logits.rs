@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bitnet_core::Error as CoreError;
 use bitnet_core::file::safetensors::{Dtype, TensorSpec, write};
 use bitnet_inference::convert::refuse_own_input;
-use bitnet_inference::{Error, Preparation, SessionOptions};
+use bitnet_inference::{Error, HeadMode, Preparation, SessionOptions};
 use clap::Args;
 
 use crate::interrupt;
@@ -39,7 +39,8 @@ pub(crate) struct LogitsArgs {
 pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     let precision = args.kv.precision()?;
-    let options = args.model.options(Preparation::Never)?;
+    // All logits are asked for, which only the whole head gives.
+    let options = args.model.options(Preparation::Never, HeadMode::F16)?;
     let source = args.model.source.open()?;
     refuse_own_input(source.path(), &args.output)?;
     let model = load(&*source, &options)?;

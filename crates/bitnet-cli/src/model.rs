@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bitnet_core::Device;
 use bitnet_inference::source::{self, Source};
-use bitnet_inference::{LoadProgress, Model, ModelOptions, Preparation, embedded_source};
+use bitnet_inference::{
+    HeadMode, HeadOptions, LoadProgress, Model, ModelOptions, Preparation, embedded_source,
+};
 use bitnet_quant::kernels::Isa;
 use bitnet_quant::layout::Layout;
 use bitnet_quant::packing::I2sLayout;
@@ -84,30 +86,31 @@ impl SourceArgs {
 
 impl ComputeArgs {
     /// The options of the engine; fails for devices and instruction sets that cannot be used.
-    pub(crate) fn options(&self) -> anyhow::Result<ModelOptions> {
+    pub(crate) fn options(&self, head: HeadMode) -> anyhow::Result<ModelOptions> {
         self.device.check()?;
         let isa = match env::var_os(ISA_VARIABLE) {
             None => None,
             Some(name) => Some(name.to_string_lossy().parse::<Isa>().context(ISA_VARIABLE)?),
         };
-        Ok(ModelOptions { n_threads: self.threads, isa, ..ModelOptions::default() })
+        let head = HeadOptions { mode: head, ..HeadOptions::default() };
+        Ok(ModelOptions { n_threads: self.threads, isa, head, ..ModelOptions::default() })
     }
 }
 
 impl ModelArgs {
     /// The options of the engine; derived weights are made as `preparation` says, if they may be kept at all.
-    pub(crate) fn options(&self, preparation: Preparation) -> anyhow::Result<ModelOptions> {
+    pub(crate) fn options(&self, preparation: Preparation, head: HeadMode) -> anyhow::Result<ModelOptions> {
         Ok(ModelOptions {
             layout: self.layout.0,
             preparation: if self.no_cache { Preparation::Never } else { preparation },
             i2s_layout: self.source.layout.i2s,
-            ..self.compute.options()?
+            ..self.compute.options(head)?
         })
     }
 
     /// Loads the model.
-    pub(crate) fn load(&self) -> anyhow::Result<Model> {
-        load(&*self.source.open()?, &self.options(Preparation::InBackground)?)
+    pub(crate) fn load(&self, head: HeadMode) -> anyhow::Result<Model> {
+        load(&*self.source.open()?, &self.options(Preparation::InBackground, head)?)
     }
 }
 

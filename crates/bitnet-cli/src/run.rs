@@ -50,7 +50,7 @@ pub(crate) struct RunArgs {
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let session_options = args.session.options()?;
     let prompt = text_or_stdin(&args.prompt)?;
-    let model = args.model.load()?;
+    let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
     if !args.quiet {
         print_notices(&model);

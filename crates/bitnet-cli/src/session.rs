@@ -2,7 +2,7 @@
 
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_core::{BitNetDType, Error};
-use bitnet_inference::SessionOptions;
+use bitnet_inference::{HeadMode, SessionOptions};
 use clap::{Args, ValueEnum};
 
 /// How a session is opened.
@@ -15,10 +15,8 @@ pub(crate) struct SessionArgs {
     /// How keys and values are kept; int8 is not available in this version.
     #[arg(long, value_enum, default_value_t = KvFormat::F16)]
     kv: KvFormat,
-    /// How the head is computed: exact and f16 both compute all of it and give the same tokens; int4 is not available
-    /// in this version.
-    #[arg(long, value_enum, default_value_t = Head::Exact)]
-    head: Head,
+    #[command(flatten)]
+    pub(crate) head: HeadArgs,
     /// Tokens of the prompt that are computed together; it changes no result.
     #[arg(long, value_name = "N")]
     chunk: Option<usize>,
@@ -32,20 +30,35 @@ pub(crate) enum KvFormat {
     Int8,
 }
 
+/// How the head is computed.
+#[derive(Debug, Args)]
+pub(crate) struct HeadArgs {
+    /// How the head is computed where a token is chosen. Large heads are read in 8 bits (exact) or 4 bits (int4), and what
+    /// may win as the file has it; exact gives the tokens of the whole head (f16), int4 all but certainly.
+    #[arg(long = "head", value_enum, default_value_t = Head::Exact)]
+    mode: Head,
+}
+
 /// A way to compute the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Head {
     Exact,
-    F16,
     Int4,
+    F16,
+}
+
+impl HeadArgs {
+    pub(crate) fn mode(&self) -> HeadMode {
+        match self.mode {
+            Head::Exact => HeadMode::Exact,
+            Head::Int4 => HeadMode::Int4,
+            Head::F16 => HeadMode::F16,
+        }
+    }
 }
 
 impl SessionArgs {
     pub(crate) fn options(&self) -> anyhow::Result<SessionOptions> {
-        if self.head == Head::Int4 {
-            let reason = "--head int4 is not available in this version; use --head exact".into();
-            return Err(Error::Unavailable { reason }.into());
-        }
         Ok(SessionOptions { max_seq_len: self.context, chunk: self.chunk, precision: self.kv.precision()? })
     }
 }

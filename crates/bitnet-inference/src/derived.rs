@@ -15,17 +15,23 @@ use std::time::{Duration, UNIX_EPOCH};
 use bitnet_core::Result as CoreResult;
 use bitnet_core::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
 use bitnet_core::file::{Bytes, CacheDir, Mapping, TensorSink};
-use bitnet_quant::layout::{Codes, row_bytes, tiles};
+use bitnet_quant::head::{self, HeadPlanes};
+use bitnet_quant::kernels::Kernels;
+use bitnet_quant::layout::{Codes, Scales, TernaryView, row_bytes, tiles};
+use bitnet_quant::linear::DenseView;
 use bitnet_quant::packing::I2sLayout;
+use bitnet_quant::threads::Threads;
 
 use crate::Result;
 use crate::source::{Proj, Source};
-use crate::weights::{LoadProgress, Ternary, Weights};
+use crate::weights::{LoadProgress, Weights};
 
 /// Changes with every change of a derived form.
-const FORMS: &str = "tiles27-1";
+const FORMS: &str = "1";
 /// Bytes at the beginning of a source that are part of its identity: header and vocabulary.
 const IDENTITY_BYTES: u64 = 64 << 10;
+/// The image of the derived head. It is the first tensor, because it must be aligned.
+const HEAD: &str = "head";
 /// The tensor that holds the checksums of the others, in their order.
 const CHECKSUMS: &str = "checksums";
 /// The tensor of the scales of all projections that are in tiles.
@@ -38,11 +44,37 @@ const BATCH_BANDS: usize = 256;
 pub(crate) struct Place {
     cache: CacheDir,
     name: String,
+    forms: Forms,
+}
+
+/// What a derived file holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forms {
+    /// The projections in tiles.
+    pub(crate) tiles: bool,
+    /// The head in planes.
+    pub(crate) head: bool,
+}
+
+impl Forms {
+    fn name(self) -> &'static str {
+        match self {
+            Forms { tiles: true, head: true } => "tiles-head",
+            Forms { tiles: true, head: false } => "tiles",
+            Forms { tiles: false, head: true } => "head",
+            Forms { tiles: false, head: false } => "none",
+        }
+    }
 }
 
 impl Place {
     /// `None` for a source that is no file, or that cannot be read.
-    pub(crate) fn of(source: &dyn Source, i2s_layout: I2sLayout, cache: &CacheDir) -> Option<Self> {
+    pub(crate) fn of(
+        source: &dyn Source,
+        i2s_layout: I2sLayout,
+        cache: &CacheDir,
+        forms: Forms,
+    ) -> Option<Self> {
         let path = source.path();
         let mut hash = crc32fast::Hasher::new();
         for file in files_of(path)? {
@@ -56,8 +88,9 @@ impl Place {
         }
         let stem = path.file_stem()?.to_string_lossy();
         let stem: String = stem.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).take(64).collect();
-        let name = format!("{stem}-{i2s_layout}-{FORMS}-{:08x}.safetensors", hash.finalize());
-        Some(Place { cache: cache.clone(), name })
+        let (forms_name, hash) = (forms.name(), hash.finalize());
+        let name = format!("{stem}-{i2s_layout}-{forms_name}-{FORMS}-{hash:08x}.safetensors");
+        Some(Place { cache: cache.clone(), name, forms })
     }
 
     /// The derived file, if it is there and whole.
@@ -73,17 +106,17 @@ impl Place {
         derived
     }
 
-    /// Writes the derived file of `weights`, packing on `n_threads` threads. Ends without one when `cancel` becomes true.
+    /// Writes the derived file of `weights`, on `threads`. Ends without one when `cancel` becomes true.
     pub(crate) fn build(
         &self,
         weights: &Weights,
-        n_threads: usize,
+        kernels: &Kernels,
+        threads: &Threads,
         cancel: &AtomicBool,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<()> {
-        let parts = parts(weights);
-        let scales: Vec<u8> =
-            parts.iter().flat_map(|p| p.matrix.scale().unwrap_or(0.0).to_le_bytes()).collect();
+        let parts = self.parts(weights);
+        let scales: Vec<u8> = parts.iter().flat_map(|part| part.scale().to_le_bytes()).collect();
         let sizes: Vec<[usize; 1]> = parts.iter().map(|p| [p.size_bytes()]).collect();
         let (n_scales, n_sums) = ([parts.len()], [parts.len() + 1]);
         let mut specs: Vec<TensorSpec<'_>> = parts
@@ -105,7 +138,7 @@ impl Place {
                 let mut sink = Summed { sink, hash: crc32fast::Hasher::new() };
                 match parts.get(i) {
                     Some(part) => {
-                        write_tiles(part.matrix, n_threads, cancel, &mut sink)?;
+                        part.write(kernels, threads, cancel, &mut sink)?;
                         progress(LoadProgress { done: i + 1, total });
                     }
                     None => sink.write(&scales)?,
@@ -129,12 +162,13 @@ pub(crate) struct Preparing {
 }
 
 impl Preparing {
-    pub(crate) fn start(place: Place, weights: Arc<Weights>) -> Self {
+    pub(crate) fn start(place: Place, weights: Arc<Weights>, kernels: &'static Kernels) -> Self {
         let cancel = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Mutex::new(LoadProgress { done: 0, total: 0 }));
         let making = {
             let (cancel, progress) = (cancel.clone(), progress.clone());
-            move || place.build(&weights, 1, &cancel, &|now| *lock(&progress) = now)
+            // One thread, so that the run that it is beside keeps the others.
+            move || place.build(&weights, kernels, &Threads::new(1), &cancel, &|now| *lock(&progress) = now)
         };
         // A system without another thread to give leaves the work to a later run.
         let thread = std::thread::Builder::new().name("bitnet-prepare".into()).spawn(making).ok();
@@ -178,30 +212,75 @@ fn files_of(path: &Path) -> Option<Vec<PathBuf>> {
     Some(files)
 }
 
-/// A projection that is kept in tiles.
+/// A tensor of a derived file, and what it is made from.
 struct DerivedPart<'a> {
     name: String,
-    matrix: &'a Ternary,
+    origin: Origin<'a>,
+}
+
+enum Origin<'a> {
+    Tiles(TernaryView<'a>),
+    Head(DenseView<'a>),
 }
 
 impl DerivedPart<'_> {
     fn size_bytes(&self) -> usize {
-        let view = self.matrix.view();
-        tiles::size_bytes(view.rows(), view.cols())
+        match &self.origin {
+            Origin::Tiles(view) => tiles::size_bytes(view.rows(), view.cols()),
+            Origin::Head(view) => {
+                HeadPlanes::layout(view.rows(), view.cols()).map_or(0, |layout| layout.size_bytes())
+            }
+        }
+    }
+
+    /// The scale of a projection.
+    fn scale(&self) -> f32 {
+        match &self.origin {
+            Origin::Tiles(view) => match view.scales() {
+                Scales::Tensor(scale) => scale,
+                Scales::Blocks { .. } => unreachable!("tiles have one scale"),
+            },
+            Origin::Head(_) => 1.0,
+        }
+    }
+
+    fn write(
+        &self,
+        kernels: &Kernels,
+        threads: &Threads,
+        cancel: &AtomicBool,
+        sink: &mut Summed<'_, '_>,
+    ) -> CoreResult<()> {
+        match &self.origin {
+            Origin::Tiles(view) => write_tiles(view, threads, cancel, sink),
+            Origin::Head(view) => {
+                let size = self.size_bytes();
+                // As numbers, so that the image is aligned as they are.
+                let mut image = vec![0f32; size.div_ceil(size_of::<f32>())];
+                let image = &mut bytemuck::cast_slice_mut(&mut image)[..size];
+                head::build(kernels, threads, view, image);
+                sink.write(image)
+            }
+        }
     }
 }
 
-fn parts(weights: &Weights) -> Vec<DerivedPart<'_>> {
-    let layers = weights.layers.iter().enumerate();
-    layers
-        .flat_map(|(l, layer)| {
+impl Place {
+    fn parts<'a>(&self, weights: &'a Weights) -> Vec<DerivedPart<'a>> {
+        let head = self
+            .forms
+            .head
+            .then(|| DerivedPart { name: HEAD.to_owned(), origin: Origin::Head(weights.head().view()) });
+        let layers = weights.layers.iter().enumerate().filter(|_| self.forms.tiles);
+        let projections = layers.flat_map(|(l, layer)| {
             Proj::ALL.into_iter().filter_map(move |proj| {
-                let matrix = layer.projection(proj).matrix.bit_linear()?;
-                matrix.scale()?;
-                Some(DerivedPart { name: tiles_name(l, proj), matrix })
+                let view = layer.projection(proj).matrix.bit_linear()?.view();
+                let origin = matches!(view.scales(), Scales::Tensor(_)).then_some(Origin::Tiles(view))?;
+                Some(DerivedPart { name: tiles_name(l, proj), origin })
             })
-        })
-        .collect()
+        });
+        head.into_iter().chain(projections).collect()
+    }
 }
 
 fn tiles_name(l: usize, proj: Proj) -> String {
@@ -209,32 +288,26 @@ fn tiles_name(l: usize, proj: Proj) -> String {
 }
 
 fn write_tiles(
-    matrix: &Ternary,
-    n_threads: usize,
+    view: &TernaryView<'_>,
+    threads: &Threads,
     cancel: &AtomicBool,
     sink: &mut Summed<'_, '_>,
 ) -> CoreResult<()> {
-    let view = matrix.view();
     let Codes::Rows(codes) = view.codes() else { unreachable!("derived from the two-bit layout") };
     let (row_bytes, band_bytes) = (row_bytes(view.cols()), tiles::band_bytes(view.cols()));
     for codes in codes.chunks(BATCH_BANDS * tiles::TILE_ROWS * row_bytes) {
         let bands: Vec<&[u8]> = codes.chunks(tiles::TILE_ROWS * row_bytes).collect();
-        let mut packed = vec![0; bands.len() * band_bytes];
-        let share = bands.len().div_ceil(n_threads).max(1);
-        std::thread::scope(|scope| {
-            for (bands, packed) in bands.chunks(share).zip(packed.chunks_mut(share * band_bytes)) {
-                scope.spawn(|| {
-                    for (rows, band) in bands.iter().zip(packed.chunks_exact_mut(band_bytes)) {
-                        tiles::pack_band(rows, view.cols(), band);
-                    }
-                });
-            }
+        let packed: Vec<Mutex<Vec<u8>>> = bands.iter().map(|_| Mutex::new(vec![0; band_bytes])).collect();
+        threads.run(bands.len(), &|band| {
+            tiles::pack_band(bands[band], view.cols(), &mut lock(&packed[band]));
         });
         if cancel.load(Ordering::Relaxed) {
             // The tensor stays short of its size, which ends the writing.
             return Ok(());
         }
-        sink.write(&packed)?;
+        for band in &packed {
+            sink.write(&lock(band))?;
+        }
     }
     Ok(())
 }
@@ -299,5 +372,10 @@ impl Derived {
         let tensor = self.file.get(&name)?;
         let scale = self.scales.get(&name)?;
         (tensor.bytes.len() == tiles::size_bytes(rows, cols)).then(|| (tensor.bytes.clone(), *scale))
+    }
+
+    /// The image of the derived head, if the file has one.
+    pub(crate) fn head(&self) -> Option<Bytes> {
+        Some(self.file.get(HEAD)?.bytes.clone())
     }
 }

@@ -142,13 +142,18 @@ impl Generation<'_> {
             self.finished = Some(FinishReason::Length);
             return Ok(None);
         }
-        self.session.forward(&self.pending)?;
+        let token = match self.options.logprobs {
+            None => self.session.sample(&self.pending, &mut self.sampler, self.prompt_len)?,
+            Some(n) => {
+                self.session.forward(&self.pending)?;
+                let (logits, tokens) = self.session.logits_and_tokens();
+                let known = &logits[..self.n_tokens];
+                let token = self.sampler.sample(known, tokens, self.prompt_len, position);
+                self.logprobs.push_back(token_logprobs(logits, token, n));
+                token
+            }
+        };
         self.pending.clear();
-        let (logits, tokens) = self.session.logits_and_tokens();
-        let token = self.sampler.sample(&logits[..self.n_tokens], tokens, self.prompt_len, position);
-        if let Some(n) = self.options.logprobs {
-            self.logprobs.push_back(token_logprobs(logits, token, n));
-        }
         self.n_generated += 1;
         if !self.options.ignore_eos && self.session.model().is_end_of_turn(token) {
             self.finished = Some(FinishReason::Stop);

@@ -11,6 +11,7 @@ use bitnet_quant::threads::Threads;
 
 use crate::config::ModelConfig;
 use crate::derived::Preparing;
+use crate::head::DerivedHead;
 use crate::kv_cache::KvCache;
 use crate::ops::{Cpu, Scratch};
 use crate::state::RunState;
@@ -29,6 +30,7 @@ pub(crate) struct Inner {
     pub(crate) config: ModelConfig,
     pub(crate) weights: Arc<Weights>,
     pub(crate) preparing: Option<Preparing>,
+    pub(crate) head: Option<DerivedHead>,
     pub(crate) text: Option<Text>,
     pub(crate) notices: Vec<String>,
     pub(crate) kernels: &'static Kernels,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bitnet_core::Error as CoreError;
-use bitnet_core::execution::choose_layout;
+use bitnet_core::execution::{choose_layout, known_layout};
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::file::{CacheDir, Mapping};
 use bitnet_core::memory::{HybridMemoryPool, release_freed_memory};
@@ -18,12 +18,13 @@ use bitnet_quant::packing::I2sLayout;
 use bitnet_quant::threads::Threads;
 
 use crate::config::ModelConfig;
-use crate::derived::{Place, Preparing};
+use crate::derived::{Derived, Forms, Place, Preparing};
+use crate::head::{DerivedHead, HeadMode, HeadOptions};
 use crate::model::{Inner, Model};
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
-use crate::weights::{LoadProgress, Tiles, Weights};
+use crate::weights::{LoadProgress, Tiles, WeightBytes, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
@@ -44,6 +45,8 @@ pub struct ModelOptions {
     pub preparation: Preparation,
     /// The folder for these weights; the user's own when absent.
     pub cache: Option<CacheDir>,
+    /// How the head is computed where tokens are chosen.
+    pub head: HeadOptions,
 }
 
 /// What becomes of weights in other forms than the file's: smaller, and so faster to read, but it takes seconds to make
@@ -111,9 +114,9 @@ impl Model {
             Weights::load(source, &pool, &precision, tiles, n_threads, progress)
         };
         // The vocabulary of a large model takes as long as its weights.
-        let (weights, text) = std::thread::scope(|scope| {
+        let (prepared, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| source.text());
-            let weights = prepared_weights(source, options, kernels, &threads, load, progress);
+            let weights = prepared(source, options, (kernels, &threads), &pool, &load, progress);
             (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (text, notice) = match text? {
@@ -123,7 +126,7 @@ impl Model {
             }
             None => (None, None),
         };
-        let (weights, unprepared) = weights?;
+        let Prepared { weights, head, unprepared } = prepared?;
         refuse_unused(source)?;
         // Building a large vocabulary leaves tens of megabytes behind.
         release_freed_memory();
@@ -131,8 +134,9 @@ impl Model {
         Ok(Model {
             inner: Arc::new(Inner {
                 config: source.config().clone(),
-                preparing: unprepared.map(|place| Preparing::start(place, weights.clone())),
+                preparing: unprepared.map(|place| Preparing::start(place, weights.clone(), kernels)),
                 weights,
+                head,
                 text,
                 notices: notice.into_iter().collect(),
                 kernels,
@@ -184,9 +188,9 @@ impl Model {
         self.inner.threads.len()
     }
 
-    /// Bytes of weights that a token reads: those of all projections, and those of the head.
-    pub fn weight_bytes_per_token(&self) -> usize {
-        self.inner.weights.bytes_per_token()
+    /// Bytes of all projections, which are read for each token; [`Model::head_bytes`] are those of the head.
+    pub fn projection_bytes(&self) -> usize {
+        self.inner.weights.projection_bytes()
     }
 
     /// The pool that converted weights and sessions live in.
@@ -195,52 +199,83 @@ impl Model {
     }
 }
 
-/// Loads the weights, in derived forms where these are at hand. If they are not, and are to be made in the background,
-/// their place comes along.
-fn prepared_weights(
+/// Weights in the best forms at hand.
+struct Prepared {
+    weights: Weights,
+    head: Option<DerivedHead>,
+    /// Where better forms are to be kept, if they are to be made in the background.
+    unprepared: Option<Place>,
+}
+
+/// Loads weights with tiles from where they come from.
+type Load<'a> = &'a dyn Fn(Tiles<'_>, &mut dyn FnMut(LoadProgress)) -> Result<Weights>;
+
+/// Loads the weights, in derived forms where these are at hand or are to be made first.
+fn prepared(
     source: &dyn Source,
     options: &ModelOptions,
-    kernels: &Kernels,
-    threads: &Threads,
-    load: impl Fn(Tiles<'_>, &mut dyn FnMut(LoadProgress)) -> Result<Weights>,
+    (kernels, threads): (&Kernels, &Threads),
+    pool: &HybridMemoryPool,
+    load: Load<'_>,
     progress: &mut dyn FnMut(LoadProgress),
-) -> Result<(Weights, Option<Place>)> {
+) -> Result<Prepared> {
     let cache = match options.preparation {
         Preparation::Never => None,
         _ => options.cache.clone().or_else(CacheDir::of_user),
     };
-    let is_small = source.config().n_projection_weights() / 4 < SMALL_MODEL_BYTES;
+    let c = source.config();
+    let is_small = c.n_projection_weights() / 4 < SMALL_MODEL_BYTES;
     let in_background = options.preparation == Preparation::InBackground;
-    let place = cache
-        .as_ref()
-        .filter(|_| !(is_small && in_background))
-        .and_then(|cache| Place::of(source, options.i2s_layout, cache));
-    // For a small model a choice is not worth a measurement, and a measurement takes more memory than such a file justifies.
-    let wants_tiles = || match options.layout {
-        Some(layout) => layout == Layout::Tiles,
-        None if is_small => kernels.has_tiles(),
-        None => choose_layout(kernels, threads, cache.as_ref()) == Layout::Tiles,
+    let make_head =
+        |weights: &Weights| DerivedHead::build(&options.head, kernels, threads, pool, &weights.head().view());
+    // For a small model a choice is not worth a measurement.
+    let quick_layout = if is_small && kernels.has_tiles() { Layout::Tiles } else { Layout::TwoBit };
+    let Some(cache) = cache.filter(|_| !(is_small && in_background)) else {
+        // A small model has derived forms at once, a large one only those that are asked for.
+        let layout = options.layout.unwrap_or(quick_layout);
+        let weights = load(if layout == Layout::Tiles { Tiles::Pack } else { Tiles::None }, progress)?;
+        let wants_head = is_small || options.head.mode == HeadMode::Int4;
+        let head = if wants_head { make_head(&weights)? } else { None };
+        return Ok(Prepared { weights, head, unprepared: None });
     };
-    let Some(place) = place else {
-        // From a large model, they are made while it is loaded only for those who ask for them.
-        let pack = if is_small { wants_tiles() } else { options.layout == Some(Layout::Tiles) };
-        return Ok((load(if pack { Tiles::Pack } else { Tiles::None }, progress)?, None));
+
+    let place_for = |layout| {
+        let head = options.head.derived_bytes(c.vocab_size, c.dim) > 0;
+        Place::of(source, options.i2s_layout, &cache, Forms { tiles: layout == Layout::Tiles, head })
     };
-    if let Some(derived) = place.open(threads.len()).filter(|_| wants_tiles()) {
-        return Ok((load(Tiles::Derived(&derived), progress)?, None));
+    let with_derived = |derived: &Derived, progress: &mut dyn FnMut(LoadProgress)| {
+        let weights = load(Tiles::Derived(derived), progress)?;
+        let image = derived.head().map(WeightBytes::File);
+        let head = image.and_then(|image| DerivedHead::of(&options.head, image, c.vocab_size, c.dim));
+        Ok(Prepared { weights, head, unprepared: None })
+    };
+    let known = options.layout.or_else(|| match is_small {
+        true => Some(quick_layout),
+        false => known_layout(kernels, threads, &cache),
+    });
+    if let Some(derived) = known.and_then(place_for).and_then(|place| place.open(threads.len())) {
+        return with_derived(&derived, progress);
     }
+    // What is measured takes memory that only a file justifies which is as large as it says.
     let weights = load(Tiles::None, progress)?;
-    if !wants_tiles() {
-        return Ok((weights, None));
-    }
+    let layout = known.unwrap_or_else(|| choose_layout(kernels, threads, &cache));
+    let Some(place) = place_for(layout) else {
+        let head = if is_small { make_head(&weights)? } else { None };
+        return Ok(Prepared { weights, head, unprepared: None });
+    };
     if in_background {
-        return Ok((weights, Some(place)));
+        return Ok(Prepared { weights, head: None, unprepared: Some(place) });
     }
-    place.build(&weights, threads.len(), &AtomicBool::new(false), &|_| ())?;
-    drop(weights);
-    source.release_pages();
-    let derived = place.open(threads.len());
-    Ok((load(derived.as_ref().map_or(Tiles::Pack, Tiles::Derived), progress)?, None))
+    place.build(&weights, kernels, threads, &AtomicBool::new(false), &|_| ())?;
+    match place.open(threads.len()) {
+        Some(derived) => {
+            drop(weights);
+            source.release_pages();
+            with_derived(&derived, progress)
+        }
+        // Somebody made room in the cache meanwhile.
+        None => Ok(Prepared { head: make_head(&weights)?, weights, unprepared: None }),
+    }
 }
 
 /// Refuses tensors that would change the results and that no part of this model takes: leaving them out would not

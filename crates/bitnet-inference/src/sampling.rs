@@ -1,17 +1,29 @@
 //! Choosing the next token from logits.
 //!
-//! The order: penalties and biases, then temperature, top-k, top-p, min-p, then a draw. A draw is
+//! The order: penalties and biases, then top-k, top-p, min-p, then a draw at a temperature. A draw is
 //! `argmax(logit / T + g)` with Gumbel noise `g = -ln(-ln u)` (Gumbel, 1954; Maddison et al., "A* Sampling", 2014),
 //! where u comes from a counter: seed, position and token id. So a draw depends on no state, and not on what
 //! else is generated at the same time. Ties go to the lowest id.
+//!
+//! A choice depends on few logits, and [`Need`] says which, so that a head need not compute the others. Whether they are
+//! computed or not, the same function chooses from what there is.
+
+mod need;
+mod noise;
+mod touched;
 
 use bitnet_quant::float::{exp64, ln64};
 use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::{Error, Result};
+pub(crate) use need::Need;
+pub(crate) use noise::mix;
+use noise::{Noise, most_noise};
+use touched::Touched;
 
-/// Logits further below the highest than this have no weight in a nucleus: e^-40 of a probability.
-const NEGLIGIBLE: f32 = 40.0;
+/// Logits over the temperature further below the highest than this have no weight in a nucleus: e^-40 of a
+/// probability.
+const NEGLIGIBLE: f64 = 40.0;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,12 +64,20 @@ impl Default for SamplingOptions {
     }
 }
 
+/// A token that may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
 /// A sampler with its working memory.
 #[derive(Debug)]
 pub struct Sampler {
     options: SamplingOptions,
-    logits: Vec<f32>,
-    candidates: Vec<u32>,
+    vocab_size: usize,
+    touched: Touched,
+    candidates: Vec<Candidate>,
 }
 
 impl Sampler {
@@ -75,11 +95,13 @@ impl Sampler {
         let bias_is_sane = |b: f32| b.is_finite() || b == f32::NEG_INFINITY;
         let biases = o.logit_bias.iter().all(|(id, b)| (*id as usize) < vocab_size && bias_is_sane(*b));
         check(biases, "logit biases", "finite, or minus infinity, and for ids of the vocabulary")?;
-        Ok(Sampler {
-            options,
-            logits: Vec::with_capacity(vocab_size),
-            candidates: Vec::with_capacity(vocab_size),
-        })
+        let (touched, candidates) = (Touched::default(), Vec::with_capacity(vocab_size));
+        Ok(Sampler { options, vocab_size, touched, candidates })
+    }
+
+    /// The size of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
     }
 
     /// The token for `position`, which follows `tokens`, of which those from `generated_from` on were generated.
@@ -87,61 +109,74 @@ impl Sampler {
     /// `logits`: (vocab_size), finite.
     pub fn sample(&mut self, logits: &[f32], tokens: &[u32], generated_from: usize, position: usize) -> u32 {
         let _env = DefaultFloatEnv::enter();
-        self.adjust(logits, tokens, generated_from);
-        let SamplingOptions { temperature, seed, .. } = self.options;
-        if temperature == 0.0 {
-            return argmax(&self.logits);
+        self.touch(tokens, generated_from, logits.len());
+        if self.options.temperature == 0.0 && self.touched.len() == 0 {
+            return argmax(logits);
         }
-        // Relative to the highest, which stays 0: no temperature is so low that all candidates vanish.
-        let max = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if max == f32::NEG_INFINITY {
-            return argmax(&self.logits);
-        }
-        self.logits.iter_mut().for_each(|l| *l = (*l - max) / temperature);
+        let raw = |(id, logit): (usize, &f32)| Candidate { id: id as u32, logit: *logit };
         self.candidates.clear();
-        self.candidates.extend(0..self.logits.len() as u32);
+        self.candidates.extend(logits.iter().enumerate().map(raw));
+        self.touched.adjust(&self.options, |id| logits[id as usize]);
+        for (id, logit) in self.touched.logits() {
+            self.candidates[id as usize].logit = logit;
+        }
+        self.choose(position)
+    }
+
+    /// What a choice depends on; `None` for all logits.
+    pub(crate) fn need(&self, position: usize) -> Option<Need> {
+        Need::of(&self.options, position)
+    }
+
+    /// Finds the ids below `vocab_size` whose logits penalties and biases change: their number.
+    pub(crate) fn touch(&mut self, tokens: &[u32], generated_from: usize, vocab_size: usize) -> usize {
+        self.touched.find(&self.options, tokens, generated_from, vocab_size);
+        self.touched.len()
+    }
+
+    /// The ids that were found, in ascending order.
+    pub(crate) fn touched_ids(&self) -> impl Iterator<Item = u32> {
+        self.touched.ids()
+    }
+
+    /// Begins a choice among the ids that were found, whose logits the model gives as `logits`, and those that are
+    /// [offered](Self::offer) after.
+    pub(crate) fn begin(&mut self, logits: &[f32]) {
+        let mut logits = logits.iter().copied();
+        self.touched.adjust(&self.options, |_| logits.next().unwrap_or(f32::NAN));
+        self.candidates.clear();
+        self.candidates.extend(self.touched.logits().map(|(id, logit)| Candidate { id, logit }));
+    }
+
+    /// The ids that were found, with their logits as penalties and biases leave them.
+    pub(crate) fn touched_logits(&self) -> impl Iterator<Item = (u32, f32)> {
+        self.touched.logits()
+    }
+
+    /// Adds a candidate whose logit nothing changes.
+    pub(crate) fn offer(&mut self, id: u32, logit: f32) {
+        self.candidates.push(Candidate { id, logit });
+    }
+
+    /// Chooses from the candidates, of which there is at least one. Their order does not matter.
+    pub(crate) fn choose(&mut self, position: usize) -> u32 {
+        let best = self.highest();
+        if self.options.temperature == 0.0 || best.logit == f32::NEG_INFINITY {
+            return best.id;
+        }
         self.keep_top_k();
         self.keep_top_p();
         self.keep_min_p();
-        self.draw(seed, position as u64)
+        self.draw(position)
     }
 
-    /// The logits after penalties and biases, before temperature, of the last [`Sampler::sample`] at temperature 0.
-    fn adjust(&mut self, logits: &[f32], tokens: &[u32], generated_from: usize) {
-        let o = &self.options;
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        if o.repetition_penalty != 1.0 {
-            for id in distinct(tokens, &mut self.candidates) {
-                let logit = &mut self.logits[*id as usize];
-                *logit =
-                    if *logit > 0.0 { *logit / o.repetition_penalty } else { *logit * o.repetition_penalty };
-            }
-        }
-        let generated = &tokens[generated_from.min(tokens.len())..];
-        if o.presence_penalty != 0.0 {
-            for id in distinct(generated, &mut self.candidates) {
-                self.logits[*id as usize] -= o.presence_penalty;
-            }
-        }
-        if o.frequency_penalty != 0.0 {
-            for id in generated {
-                self.logits[*id as usize] -= o.frequency_penalty;
-            }
-        }
-        for (id, bias) in &o.logit_bias {
-            self.logits[*id as usize] += bias;
-        }
-    }
-
-    /// Keeps the k most likely, sorted where that happens anyway.
+    /// Keeps the k most likely.
     fn keep_top_k(&mut self) {
         let k = self.options.top_k;
         if k == 0 || k >= self.candidates.len() {
             return;
         }
-        let logits = &self.logits;
-        self.candidates.select_nth_unstable_by(k - 1, |a, b| by_logit(logits, *a, *b));
+        self.candidates.select_nth_unstable_by(k - 1, Candidate::before);
         self.candidates.truncate(k);
     }
 
@@ -151,15 +186,16 @@ impl Sampler {
         if p >= 1.0 {
             return;
         }
-        let logits = &self.logits;
-        let max = highest(logits, &self.candidates);
-        self.candidates.retain(|id| max - logits[*id as usize] < NEGLIGIBLE);
-        self.candidates.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
-        let weight = |id: &u32| exp64(f64::from(logits[*id as usize]) - f64::from(max));
+        let temperature = f64::from(self.options.temperature);
+        let max = f64::from(self.highest().logit);
+        let below = move |c: &Candidate| (f64::from(c.logit) - max) / temperature;
+        self.candidates.retain(|c| below(c) > -NEGLIGIBLE);
+        self.candidates.sort_unstable_by(Candidate::before);
+        let weight = |c: &Candidate| exp64(below(c));
         let total: f64 = self.candidates.iter().map(weight).sum();
         let mut sum = 0.0;
-        let reached = self.candidates.iter().position(|id| {
-            sum += weight(id);
+        let reached = self.candidates.iter().position(|c| {
+            sum += weight(c);
             sum >= p * total
         });
         self.candidates.truncate(reached.map_or(self.candidates.len(), |i| i + 1));
@@ -169,28 +205,48 @@ impl Sampler {
         if self.options.min_p == 0.0 {
             return;
         }
-        let logits = &self.logits;
-        let lowest = f64::from(highest(logits, &self.candidates)) + ln64(f64::from(self.options.min_p));
-        self.candidates.retain(|id| f64::from(logits[*id as usize]) >= lowest);
+        let lowest = f64::from(self.highest().logit) - min_p_margin(&self.options);
+        self.candidates.retain(|c| f64::from(c.logit) >= lowest);
     }
 
-    fn draw(&self, seed: u64, position: u64) -> u32 {
-        let key = mix(seed ^ mix(position ^ 0x9e37_79b9_7f4a_7c15));
-        // No u gives more noise than this, so that most candidates need no logarithm.
-        let most_noise = gumbel(u64::MAX);
+    fn draw(&self, position: usize) -> u32 {
+        let temperature = f64::from(self.options.temperature);
+        let noise = Noise::new(self.options.seed, position as u64);
+        // Most candidates need no logarithm.
+        let most_noise = most_noise();
         let mut best = (f64::NEG_INFINITY, u32::MAX);
-        for &id in &self.candidates {
-            let logit = f64::from(self.logits[id as usize]);
-            if logit + most_noise < best.0 {
+        for c in &self.candidates {
+            let scaled = f64::from(c.logit) / temperature;
+            if scaled + most_noise < best.0 {
                 continue;
             }
-            let value = logit + gumbel(mix(key ^ u64::from(id)));
-            if value > best.0 || (value == best.0 && id < best.1) {
-                best = (value, id);
+            let value = scaled + noise.of(c.id);
+            if value > best.0 || (value == best.0 && c.id < best.1) {
+                best = (value, c.id);
             }
         }
         best.1
     }
+
+    /// The most likely candidate, of equals the one with the lowest id.
+    fn highest(&self) -> Candidate {
+        let higher = |best: Candidate, c: &Candidate| {
+            if c.logit > best.logit || (c.logit == best.logit && c.id < best.id) { *c } else { best }
+        };
+        self.candidates[1..].iter().fold(self.candidates[0], higher)
+    }
+}
+
+impl Candidate {
+    /// Descending by logit, then ascending by id.
+    fn before(&self, other: &Self) -> std::cmp::Ordering {
+        other.logit.total_cmp(&self.logit).then(self.id.cmp(&other.id))
+    }
+}
+
+/// How far below the highest logit min-p reaches.
+fn min_p_margin(o: &SamplingOptions) -> f64 {
+    -(f64::from(o.temperature) * ln64(f64::from(o.min_p)))
 }
 
 /// The natural logarithm of the probability of each id, in `f64`: `logit - ln Σ exp(logit)`.
@@ -202,7 +258,7 @@ pub(crate) fn log_probabilities(logits: &[f32]) -> impl Fn(u32) -> f64 {
 }
 
 /// The index of the highest logit, the lowest index among equals.
-pub(crate) fn argmax(logits: &[f32]) -> u32 {
+fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (i, l) in logits.iter().enumerate() {
         if *l > logits[best] {
@@ -215,31 +271,6 @@ pub(crate) fn argmax(logits: &[f32]) -> u32 {
 /// Descending by logit, then ascending by id.
 pub(crate) fn by_logit(logits: &[f32], a: u32, b: u32) -> std::cmp::Ordering {
     logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
-}
-
-fn highest(logits: &[f32], candidates: &[u32]) -> f32 {
-    candidates.iter().map(|id| logits[*id as usize]).fold(f32::NEG_INFINITY, f32::max)
-}
-
-fn distinct<'a>(ids: &[u32], memory: &'a mut Vec<u32>) -> &'a [u32] {
-    memory.clear();
-    memory.extend_from_slice(ids);
-    memory.sort_unstable();
-    memory.dedup();
-    memory
-}
-
-/// `-ln(-ln u)` for u in (0, 1) from the upper 52 bits.
-fn gumbel(bits: u64) -> f64 {
-    let u = ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
-    -ln64(-ln64(u))
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
-pub(crate) fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

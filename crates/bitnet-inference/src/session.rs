@@ -8,6 +8,7 @@ use bitnet_quant::fpenv::DefaultFloatEnv;
 use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
+use crate::sampling::Sampler;
 use crate::state::RunState;
 use crate::{Error, Result};
 
@@ -115,17 +116,25 @@ impl Session {
     /// After [`Error::NonFinite`] the session holds the tokens before the broken one, as if they had come alone.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let _env = DefaultFloatEnv::enter();
-        if tokens.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        let (mut position, mut row) = (0, 0);
-        self.chunks(tokens, |_, at, n| {
-            (position, row) = (at, n - 1);
-            Ok(())
-        })?;
+        let (position, row) = self.append(tokens)?;
         let logits = self.model.logits(row, position, &mut self.state);
         self.keep_sound(logits)?;
         Ok(&self.state.logits)
+    }
+
+    /// Appends `tokens` and chooses the one that follows; those from `generated_from` on count as generated. The token is
+    /// the one that `sampler` chooses from the logits of [`Session::forward`], but only what the choice depends on is
+    /// computed, unless [`HeadMode::F16`](crate::HeadMode) asks for everything. Errors are as those of `forward`.
+    pub fn sample(&mut self, tokens: &[u32], sampler: &mut Sampler, generated_from: usize) -> Result<u32> {
+        let _env = DefaultFloatEnv::enter();
+        let (position, row) = self.append(tokens)?;
+        let token = self.model.choose(row, position, &self.tokens, generated_from, sampler, &mut self.state);
+        self.keep_sound(token)
+    }
+
+    /// Rows of the head that the last [`Session::sample`] computed as they are stored; `None` where it computed all.
+    pub fn head_candidates(&self) -> Option<usize> {
+        self.state.head.candidates
     }
 
     /// Appends `tokens` and calls `each(index, logits)` for every one of them, up to the first broken one.
@@ -147,8 +156,21 @@ impl Session {
         self.keep_sound(all)
     }
 
+    /// Appends `tokens`: the position of the last chunk's first token, and the row of its last.
+    fn append(&mut self, tokens: &[u32]) -> Result<(usize, usize)> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let mut last = (0, 0);
+        self.chunks(tokens, |_, at, n| {
+            last = (at, n - 1);
+            Ok(())
+        })?;
+        Ok(last)
+    }
+
     /// Takes back the tokens from a broken one on, which may be the first of several in the chunk.
-    fn keep_sound(&mut self, result: Result<()>) -> Result<()> {
+    fn keep_sound<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(Error::NonFinite { position, .. }) = result {
             self.truncate(position);
         }

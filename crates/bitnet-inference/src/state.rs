@@ -5,6 +5,7 @@ use bitnet_quant::linear::QuantizedRows;
 
 use crate::Result;
 use crate::config::ModelConfig;
+use crate::head::HeadState;
 
 /// Buffers for chunks of at most `chunk` tokens.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(crate) struct RunState {
     pub(crate) cos: Buffer<f32>,     // (chunk, head_dim / 2)
     pub(crate) sin: Buffer<f32>,     // (chunk, head_dim / 2)
     pub(crate) logits: Buffer<f32>,  // (vocab_size)
+    pub(crate) head: HeadState,
     pub(crate) chunk: usize,
 }
 
@@ -47,6 +49,7 @@ impl RunState {
             cos: f32s(chunk * config.head_dim / 2)?,
             sin: f32s(chunk * config.head_dim / 2)?,
             logits: f32s(config.vocab_size)?,
+            head: HeadState::new(pool, config)?,
             chunk,
         })
     }

@@ -149,14 +149,6 @@ impl Ternary {
         }
     }
 
-    /// The scale of the whole matrix, if it has one.
-    pub(crate) fn scale(&self) -> Option<f32> {
-        match self.scales {
-            OwnedScales::Tensor(scale) => Some(scale),
-            OwnedScales::Blocks { .. } => None,
-        }
-    }
-
     fn size_bytes(&self) -> usize {
         let codes = match &self.codes {
             TernaryCodes::Rows(codes) => codes.size_bytes(),
@@ -199,7 +191,7 @@ pub(crate) enum WeightBytes {
 }
 
 impl WeightBytes {
-    fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             WeightBytes::File(bytes) => bytes,
             WeightBytes::Pool(handle) => handle.as_slice(),
@@ -249,10 +241,15 @@ impl Weights {
         })
     }
 
-    /// Bytes that are read for each token: those of all projections, and those of the head.
-    pub(crate) fn bytes_per_token(&self) -> usize {
+    /// Bytes of all projections, which are read for each token.
+    pub(crate) fn projection_bytes(&self) -> usize {
         let projections = self.layers.iter().flat_map(|l| Proj::ALL.map(|proj| l.projection(proj)));
-        projections.map(|p| p.matrix.size_bytes()).sum::<usize>() + self.head().bytes().len()
+        projections.map(|p| p.matrix.size_bytes()).sum()
+    }
+
+    /// Bytes of the head as it is stored.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.head().bytes().len()
     }
 
     /// The matrix of the head.

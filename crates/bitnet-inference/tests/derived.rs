@@ -129,9 +129,9 @@ fn a_cache_that_cannot_be_written_is_an_error_only_for_those_who_wait_for_it() {
 #[test]
 fn small_models_have_tiles_where_a_kernel_reads_them() {
     let folder = Folder::new(1);
-    let tiles = folder.open(Some(Layout::Tiles), Preparation::Never).weight_bytes_per_token();
-    let rows = folder.open(Some(Layout::TwoBit), Preparation::Never).weight_bytes_per_token();
-    let chosen = folder.open(None, Preparation::InBackground).weight_bytes_per_token();
+    let tiles = folder.open(Some(Layout::Tiles), Preparation::Never).projection_bytes();
+    let rows = folder.open(Some(Layout::TwoBit), Preparation::Never).projection_bytes();
+    let chosen = folder.open(None, Preparation::InBackground).projection_bytes();
     assert!(tiles < rows);
     assert_eq!(chosen, if Kernels::best().has_tiles() { tiles } else { rows });
     assert_eq!(folder.cached(), [] as [&Path; 0]);

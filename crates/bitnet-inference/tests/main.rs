@@ -7,6 +7,7 @@ mod convert;
 mod derived;
 mod equality;
 mod goldens;
+mod head;
 mod hostile;
 mod non_finite;
 mod synth;

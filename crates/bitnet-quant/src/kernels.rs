@@ -11,6 +11,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
 mod float_kernels;
+mod head_kernels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -24,6 +25,7 @@ use std::hint::black_box;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use crate::head::MAX_HEAD_COLS;
 use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
@@ -122,6 +124,37 @@ impl DenseRow {
     }
 }
 
+/// Rows of a derived head in its planes ([`crate::head`]).
+#[derive(Debug, Clone, Copy)]
+pub struct HeadRows<'a> {
+    pub(crate) high: &'a [u8],
+    /// Absent where the high halves are multiplied alone.
+    pub(crate) low: Option<&'a [u8]>,
+    /// Bytes of a row in a plane: whole blocks of 64.
+    pub(crate) row_bytes: usize,
+}
+
+/// The activations that a derived head is multiplied with, each code in two forms ([`crate::head::HeadInput`]).
+#[derive(Debug, Clone, Copy)]
+pub struct HeadCodes<'a> {
+    pub(crate) high: &'a [i8],  // (n, cols)
+    pub(crate) low: &'a [i8],   // (n, cols)
+    pub(crate) wide: &'a [i16], // (n, cols)
+    pub(crate) n: usize,
+}
+
+/// What turns sums of a derived head into bounds, for one vector of activations ([`crate::head::bounds`]).
+#[derive(Debug, Clone, Copy)]
+pub struct HeadFactors {
+    pub(crate) weight: f64,
+    pub(crate) offset: f64,
+    pub(crate) scale: f64,
+    pub(crate) row_error: f32,
+    pub(crate) row_norm: f32,
+    pub(crate) constant: f32,
+    pub(crate) estimate: f32,
+}
+
 /// The gate of a feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -135,6 +168,16 @@ pub enum Activation {
 type Attend = unsafe fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32);
 
 type GemmTiles = unsafe fn(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]);
+/// Bounds of rows from their sums.
+type HeadBounds = unsafe fn(
+    sums: &[f64],
+    scales: &[f32],
+    errors: &[f32],
+    norms: &[f32],
+    factors: &HeadFactors,
+    lower: &mut [f32],
+    upper: &mut [f32],
+);
 
 /// The kernels of one instruction set.
 ///
@@ -155,6 +198,9 @@ pub struct Kernels {
     /// Σ acc·d on [`crate::reduce::BLOCK_LANES`] lanes.
     block_sum: unsafe fn(acc: &[i32], d: &[f32]) -> f32,
     row_dot: unsafe fn(form: DenseRow, w: &[u8], x: &[f32]) -> f32,
+    /// Σ code·x of each row of a derived head with each token.
+    lm_head_dot: unsafe fn(rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]),
+    lm_head_bounds: HeadBounds,
     accumulate: unsafe fn(lanes: &mut [f32], w: &[f32], x: &[f32]),
     sum_squares: unsafe fn(x: &[f32]) -> f32,
     absmax_bits: unsafe fn(x: &[f32]) -> u32,
@@ -270,6 +316,45 @@ impl Kernels {
         assert_eq!(w.len(), form.row_bytes(x.len()));
         // SAFETY: as above.
         unsafe { (self.row_dot)(form, w, x) }
+    }
+
+    /// `out[t][r] = Σ_c code[r][c] · x[t][c]` with codes `16·high + low`, or `high` where the low plane is absent; exact.
+    ///
+    /// `rows`: (rows, row_bytes) in each plane; `out`: (n, rows).
+    pub(crate) fn lm_head_dot(&self, rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
+        let HeadRows { high, low, row_bytes } = rows;
+        assert!(row_bytes > 0 && row_bytes.is_multiple_of(64) && high.len().is_multiple_of(row_bytes));
+        // Sums of bytes of both signs with codes up to 255 stay in 32 bits.
+        assert!(2 * row_bytes <= MAX_HEAD_COLS && low.is_none_or(|low| low.len() == high.len()));
+        let len = x.n * 2 * row_bytes;
+        assert!(x.high.len() == len && x.low.len() == len && x.wide.len() == len);
+        assert_eq!(out.len(), x.n * (high.len() / row_bytes));
+        // SAFETY: as above.
+        unsafe { (self.lm_head_dot)(rows, x, out) }
+    }
+
+    /// `estimate = ((sum · weight - offset) · scale) · row scale`, and the bounds around it that [`crate::head::bounds`]
+    /// derives, operation by operation.
+    pub(crate) fn lm_head_bounds(
+        &self,
+        sums: &[f64],
+        scales: &[f32],
+        errors: &[f32],
+        norms: &[f32],
+        factors: &HeadFactors,
+        lower: &mut [f32],
+        upper: &mut [f32],
+    ) {
+        let n = sums.len();
+        assert!(
+            scales.len() == n
+                && errors.len() == n
+                && norms.len() == n
+                && lower.len() == n
+                && upper.len() == n
+        );
+        // SAFETY: as above.
+        unsafe { (self.lm_head_bounds)(sums, scales, errors, norms, factors, lower, upper) }
     }
 
     /// `lanes = fma(w, x, lanes)`: a step of [`crate::reduce::row_dot`] for rows that are widened piece by piece.

@@ -19,6 +19,7 @@ pub mod attention;
 pub mod dense;
 pub mod float;
 pub mod fpenv;
+pub mod head;
 pub mod kernels;
 pub mod layout;
 pub mod linear;

@@ -187,6 +187,31 @@ pub fn dense_linear(
     });
 }
 
+/// The same for some rows and one token: `out[i] = Σ w·x` of row `rows[i]`. `x`: (cols).
+pub fn dense_rows(
+    kernels: &Kernels,
+    threads: &Threads,
+    w: &DenseView<'_>,
+    rows: &[u32],
+    x: &[f32],
+    out: &mut [f32],
+) {
+    /// Rows of a piece: scattered ones, each of which waits for memory.
+    const PIECE: usize = 4;
+    assert_eq!(x.len(), w.cols);
+    assert_eq!(out.len(), rows.len());
+    let out = Disjoint::new(out);
+    threads.run(rows.len().div_ceil(PIECE), &|piece| {
+        let first = piece * PIECE;
+        for (i, r) in rows.iter().enumerate().skip(first).take(PIECE) {
+            dense_row(kernels, w, *r as usize, x, |_, y| {
+                // SAFETY: element i of the output belongs to this piece alone.
+                unsafe { out.set(i, y) };
+            });
+        }
+    });
+}
+
 /// A ternary matrix times activations that are not quantised: `out[t][r] = Σ (code - 1)·d·x`, each weight rounded to
 /// `f32` first, in the order of [`crate::reduce::row_dot`]. For families without an activation quantiser.
 ///

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::limits::Limits;
-use super::rounds::Rates;
+use super::rounds::{Candidates, Rates};
 
 /// One benchmark.
 #[derive(Debug)]
@@ -21,6 +21,10 @@ pub(super) struct Report {
     pub(super) ops_per_token: usize,
     pub(super) tg_tokens: usize,
     pub(super) tg: Rates,
+    /// How the head is computed.
+    pub(super) head: &'static str,
+    /// Rows of the head that tokens had computed as they are stored.
+    pub(super) candidates: Candidates,
     /// Bytes that are read for a generated token.
     pub(super) bytes_per_token: usize,
     pub(super) before: Limits,
@@ -62,6 +66,9 @@ impl Report {
             "tg_tok_s": self.tg.median,
             "tg_tok_s_min": self.tg.min,
             "tg_tok_s_max": self.tg.max,
+            "head": self.head,
+            "head_candidates_p50": self.candidates.percentile(50),
+            "head_candidates_p99": self.candidates.percentile(99),
             "tg_bytes_per_token": self.bytes_per_token,
             "tg_gb_s": self.tg_gb_s(),
             "tg_peak_share": self.tg_gb_s() / self.peak_gb_s(),
@@ -103,6 +110,13 @@ impl Report {
             self.tg_gb_s(),
             100.0 * self.tg_gb_s() / self.peak_gb_s(),
             self.peak_gb_s()
+        )?;
+        writeln!(
+            out,
+            "head {}: {} rows of a token computed as they are stored (99 % of tokens: at most {})",
+            self.head,
+            self.candidates.percentile(50),
+            self.candidates.percentile(99)
         )
     }
 }
@@ -126,6 +140,8 @@ mod tests {
             ops_per_token: 3_000_000_000,
             tg_tokens: 8,
             tg: rates,
+            head: "f16",
+            candidates: Candidates::default(),
             bytes_per_token: 500_000_000,
             before: limits(20.0, 60.0),
             after: limits(10.0, 120.0),

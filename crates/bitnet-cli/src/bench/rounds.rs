@@ -34,18 +34,39 @@ pub(super) fn prompt(session: &mut Session, n: usize, repeat: u32) -> Result<Rat
     })
 }
 
+/// Rows of the head that single tokens had computed as they are stored, in ascending order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Candidates(Vec<usize>);
+
+impl Candidates {
+    /// What `percent` percent of the tokens do not exceed.
+    pub(super) fn percentile(&self, percent: usize) -> usize {
+        let rank = (self.0.len() * percent).div_ceil(100).max(1);
+        self.0.get(rank - 1).copied().unwrap_or(0)
+    }
+
+    pub(super) fn mean(&self) -> f64 {
+        self.0.iter().sum::<usize>() as f64 / self.0.len().max(1) as f64
+    }
+}
+
 /// Generates `n` tokens `repeat` times, each time the most likely one, starting from a single token.
-pub(super) fn generation(session: &mut Session, n: usize, repeat: u32) -> Result<Rates> {
-    let mut sampler = Sampler::new(SamplingOptions::default(), session.model().config().vocab_size)?;
-    measure(n, repeat, || {
+pub(super) fn generation(session: &mut Session, n: usize, repeat: u32) -> Result<(Rates, Candidates)> {
+    let vocab_size = session.model().config().vocab_size;
+    let mut sampler = Sampler::new(SamplingOptions::default(), vocab_size)?;
+    let mut candidates = Vec::with_capacity(n * (repeat as usize + 1));
+    let rates = measure(n, repeat, || {
         session.truncate(0);
-        let mut token = sampler.sample(session.forward(&[0])?, &[], 0, 1);
+        let mut token = session.sample(&[0], &mut sampler, 0)?;
         let start = Instant::now();
-        for i in 0..n {
-            token = sampler.sample(session.forward(&[token])?, &[], 0, i + 2);
+        for _ in 0..n {
+            token = session.sample(&[token], &mut sampler, 0)?;
+            candidates.push(session.head_candidates().unwrap_or(vocab_size));
         }
         Ok(start.elapsed().as_secs_f64())
-    })
+    })?;
+    candidates.sort_unstable();
+    Ok((rates, Candidates(candidates)))
 }
 
 /// The rates of `repeat` runs of `n` tokens, after one that does not count.
@@ -58,6 +79,13 @@ fn measure(n: usize, repeat: u32, mut run: impl FnMut() -> Result<f64>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentiles_are_of_tokens() {
+        let candidates = Candidates((1..=200).collect());
+        assert_eq!([50, 99, 100].map(|p| candidates.percentile(p)), [100, 198, 200]);
+        assert_eq!((candidates.mean(), Candidates(vec![7]).percentile(50)), (100.5, 7));
+    }
 
     #[test]
     fn the_median_is_in_the_middle_or_between_two() {

@@ -96,10 +96,11 @@ fn model(out: &mut impl Write, m: &ModelSummary) -> io::Result<()> {
         out,
         "memory",
         format_args!(
-            "{} for {} tokens: weights {}, f16 KV cache {}, activations {}",
+            "{} for {} tokens: weights {}, derived head {}, f16 KV cache {}, activations {}",
             size(memory.total()),
             memory.context,
             size(memory.weights),
+            size(memory.derived_head),
             size(memory.kv_f16),
             size(memory.activations)
         ),

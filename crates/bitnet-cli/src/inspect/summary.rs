@@ -5,7 +5,7 @@ use bitnet_core::tokenizer::ChatTemplate;
 use bitnet_core::{BitNetDType, Error as CoreError};
 use bitnet_inference::config::{ModelConfig, RopeScaling};
 use bitnet_inference::source::{Part, Role, Source, StoredData, StoredTensor};
-use bitnet_inference::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session};
+use bitnet_inference::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, HeadOptions, Session};
 use bitnet_quant::kernels::Activation;
 use bitnet_quant::layout::padded_cols;
 use serde_json::{Map, Value, json};
@@ -49,6 +49,7 @@ pub(super) struct BytesByKind {
 pub(super) struct Memory {
     pub(super) context: usize,
     pub(super) weights: usize,
+    pub(super) derived_head: usize,
     pub(super) kv_f16: usize,
     pub(super) activations: usize,
 }
@@ -64,7 +65,7 @@ pub(super) struct TextSummary {
 
 impl Memory {
     pub(super) fn total(&self) -> usize {
-        self.weights + self.kv_f16 + self.activations
+        self.weights + self.derived_head + self.kv_f16 + self.activations
     }
 }
 
@@ -143,6 +144,7 @@ impl Summary {
             memory: Memory {
                 context,
                 weights,
+                derived_head: HeadOptions::default().derived_bytes(config.vocab_size, config.dim),
                 kv_f16: Session::kv_cache_bytes(config, context, BitNetDType::F16),
                 activations: Session::activation_bytes(config, DEFAULT_CHUNK.min(context))?,
             },
@@ -241,6 +243,7 @@ impl ModelSummary {
             json!({
                 "context": memory.context,
                 "weights": memory.weights,
+                "derived_head": memory.derived_head,
                 "kv_f16": memory.kv_f16,
                 "activations": memory.activations,
                 "total": memory.total(),

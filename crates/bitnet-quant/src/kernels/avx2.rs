@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::float_kernels::table;
+use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
@@ -27,6 +28,7 @@ static KERNELS: Kernels = table! {
     blocks: __m256,
     ternary: Maddubs,
     tiles: None,
+    head: Madd,
 };
 
 static VNNI_KERNELS: Kernels = table! {
@@ -38,6 +40,7 @@ static VNNI_KERNELS: Kernels = table! {
     blocks: __m256,
     ternary: DotProduct,
     tiles: None,
+    head: Madd,
 };
 
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
@@ -221,6 +224,90 @@ impl Ternary for DotProduct {
         let sum = sums.into_iter().fold(x, |a, b| _mm256_add_epi32(a, b));
         _mm256_cvtsi256_si32(sum)
     }
+}
+
+/// Products of 16-bit integers, added by pairs in 32 bits: bytes would saturate.
+struct Madd;
+
+impl HeadProduct for Madd {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn tile<const T: usize, const LOW: bool>(
+        high: [*const u8; head_kernels::TILE_ROWS],
+        low: [*const u8; head_kernels::TILE_ROWS],
+        row_bytes: usize,
+        x: [TokenCodes; T],
+    ) -> [[f64; head_kernels::TILE_ROWS]; T] {
+        let mut acc = [[_mm256_setzero_pd(); head_kernels::TILE_ROWS]; T];
+        for start in (0..row_bytes).step_by(COLS_IN_32_BITS / 2) {
+            let end = row_bytes.min(start + COLS_IN_32_BITS / 2);
+            let mut acc32 = [[_mm256_setzero_si256(); head_kernels::TILE_ROWS]; T];
+            for at in (start..end).step_by(32) {
+                for r in 0..head_kernels::TILE_ROWS {
+                    // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+                    unsafe {
+                        let words = head_words::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                        for t in 0..T {
+                            let x = x[t].wide.add(at / 64 * 128 + at % 64 / 2);
+                            for (i, words) in words.into_iter().enumerate() {
+                                let x = _mm256_loadu_si256(x.add(32 * i).cast());
+                                acc32[t][r] = _mm256_add_epi32(acc32[t][r], _mm256_madd_epi16(words, x));
+                            }
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..head_kernels::TILE_ROWS {
+                    let low = _mm256_cvtepi32_pd(_mm256_castsi256_si128(acc32[t][r]));
+                    let high = _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(acc32[t][r]));
+                    acc[t][r] = _mm256_add_pd(acc[t][r], _mm256_add_pd(low, high));
+                }
+            }
+        }
+        let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
+        for t in 0..T {
+            for r in 0..head_kernels::TILE_ROWS {
+                let mut lanes = [0.0; 4];
+                // SAFETY: four numbers.
+                unsafe { _mm256_storeu_pd(lanes.as_mut_ptr(), acc[t][r]) };
+                out[t][r] = lanes.iter().sum();
+            }
+        }
+        out
+    }
+}
+
+/// The codes of 32 bytes of a head's row: columns c, c + 2 .., then c + 1, c + 3 .., then both of 64 columns later.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8) -> [__m256i; 4] {
+    let lower_bits = _mm256_set1_epi8(0x0F);
+    // SAFETY: the caller vouches for 32 bytes of each plane; a prefetch may have any address.
+    let (first, second) = unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(PREFETCH_BYTES).cast());
+        let h = _mm256_loadu_si256(high.cast());
+        if LOW {
+            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(PREFETCH_BYTES).cast());
+            let l = _mm256_loadu_si256(low.cast());
+            let h_first = _mm256_andnot_si256(lower_bits, _mm256_slli_epi16::<4>(h));
+            let l_second = _mm256_and_si256(lower_bits, _mm256_srli_epi16::<4>(l));
+            (
+                _mm256_or_si256(h_first, _mm256_and_si256(lower_bits, l)),
+                _mm256_or_si256(_mm256_andnot_si256(lower_bits, h), l_second),
+            )
+        } else {
+            (_mm256_and_si256(h, lower_bits), _mm256_and_si256(_mm256_srli_epi16::<4>(h), lower_bits))
+        }
+    };
+    let even = _mm256_set1_epi16(0x00FF);
+    [
+        _mm256_and_si256(first, even),
+        _mm256_srli_epi16::<8>(first),
+        _mm256_and_si256(second, even),
+        _mm256_srli_epi16::<8>(second),
+    ]
 }
 
 /// The codes of columns 0..32, 32..64, 64..96 and 96..128 of a block.

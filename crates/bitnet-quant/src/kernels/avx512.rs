@@ -10,6 +10,7 @@ use std::array::from_fn;
 use std::hint::black_box;
 
 use super::float_kernels::table;
+use super::head_kernels::{self, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
@@ -27,6 +28,7 @@ static KERNELS: Kernels = table! {
     blocks: __m256,
     ternary: Vnni,
     tiles: None,
+    head: Vnni,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {
@@ -137,6 +139,80 @@ impl Ternary for Vnni {
         let sum = sums.into_iter().fold(x, |a, b| _mm512_add_epi32(a, b));
         _mm512_cvtsi512_si32(sum)
     }
+}
+
+impl HeadProduct for Vnni {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn tile<const T: usize, const LOW: bool>(
+        high: [*const u8; head_kernels::TILE_ROWS],
+        low: [*const u8; head_kernels::TILE_ROWS],
+        row_bytes: usize,
+        x: [TokenCodes; T],
+    ) -> [[f64; head_kernels::TILE_ROWS]; T] {
+        let zero = _mm512_setzero_si512();
+        let mut acc = [[[zero; head_kernels::TILE_ROWS]; 2]; T];
+        let lower_bits = _mm512_set1_epi8(0x0F);
+        for at in (0..row_bytes).step_by(64) {
+            let mut codes = [[zero; head_kernels::TILE_ROWS]; 2];
+            // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+            unsafe {
+                for r in 0..head_kernels::TILE_ROWS {
+                    _mm_prefetch::<_MM_HINT_T0>(high[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                    let h = _mm512_loadu_si512(high[r].add(at).cast());
+                    if LOW {
+                        _mm_prefetch::<_MM_HINT_T0>(low[r].wrapping_add(at + PREFETCH_BYTES).cast());
+                        let l = _mm512_loadu_si512(low[r].add(at).cast());
+                        // Bits of the second operand where the first has ones, of the third elsewhere.
+                        let shifted = [_mm512_slli_epi16::<4>(h), _mm512_srli_epi16::<4>(l)];
+                        codes[0][r] = _mm512_ternarylogic_epi32::<0xCA>(lower_bits, l, shifted[0]);
+                        codes[1][r] = _mm512_ternarylogic_epi32::<0xCA>(lower_bits, shifted[1], h);
+                    } else {
+                        codes[0][r] = _mm512_and_si512(h, lower_bits);
+                        codes[1][r] = _mm512_and_si512(_mm512_srli_epi16::<4>(h), lower_bits);
+                    }
+                }
+                for t in 0..T {
+                    for (p, plane) in [x[t].high, x[t].low].into_iter().enumerate() {
+                        for half in 0..2 {
+                            let x = _mm512_loadu_si512(plane.add(2 * at + 64 * half).cast());
+                            for r in 0..head_kernels::TILE_ROWS {
+                                acc[t][p][r] = _mm512_dpbusd_epi32(acc[t][p][r], codes[half][r], x);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
+        for t in 0..T {
+            let [high, low] = [lane_sums(acc[t][0]), lane_sums(acc[t][1])];
+            for r in 0..head_kernels::TILE_ROWS {
+                out[t][r] = 128.0 * f64::from(high[r]) + f64::from(low[r]);
+            }
+        }
+        out
+    }
+}
+
+/// The sum of each of four registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn lane_sums(v: [__m512i; 4]) -> [i32; 4] {
+    let mut pairs = [v[0]; 2];
+    for i in 0..2 {
+        let (a, b) = (v[2 * i], v[2 * i + 1]);
+        pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    let [a, b] = pairs;
+    let quads = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let sum = _mm256_add_epi32(_mm512_castsi512_si256(quads), _mm512_extracti64x4_epi64::<1>(quads));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+    let mut out = [0; 4];
+    // SAFETY: four integers.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) };
+    out
 }
 
 /// Columns 0..64 of a block, times 64 and 16.

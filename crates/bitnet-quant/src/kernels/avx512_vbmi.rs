@@ -34,6 +34,7 @@ static KERNELS: Kernels = table! {
     blocks: __m256,
     ternary: Vnni,
     tiles: Some(gemm_tiles_i8),
+    head: Vnni,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {

@@ -417,13 +417,16 @@ unsafe fn head_sum<V: Vector>(scores: &[f32; SOFTMAX_CHUNK]) -> f32 {
 /// The table of an instruction set: each kernel is compiled with its features.
 ///
 /// `vector` is its register of `f32` lanes, `sums` the registers of sums of a row, `blocks` a register of at most
-/// [`BLOCK_LANES`] lanes, `ternary` its [`super::ternary_kernels::Ternary`], and `tiles` the function for tiles.
+/// [`BLOCK_LANES`] lanes, `ternary` its [`super::ternary_kernels::Ternary`], `tiles` the function for tiles, and
+/// `head` its [`super::head_kernels::HeadProduct`].
 macro_rules! table {
     (
         isa: $isa:expr, variant: $variant:literal, features: $features:literal,
-        vector: $vector:ty, sums: $sums:literal, blocks: $blocks:ty, ternary: $ternary:ty, tiles: $tiles:expr $(,)?
+        vector: $vector:ty, sums: $sums:literal, blocks: $blocks:ty, ternary: $ternary:ty, tiles: $tiles:expr,
+        head: $head:ty $(,)?
     ) => {{
-        use $crate::kernels::{Activation, DenseRow, KvRows, Kernels, float_kernels, ternary_kernels};
+        use $crate::kernels::{Activation, DenseRow, HeadCodes, HeadFactors, HeadRows, KvRows, Kernels};
+        use $crate::kernels::{float_kernels, head_kernels, ternary_kernels};
         use $crate::kernels::vector::Vector;
         use $crate::reduce::BLOCK_LANES;
 
@@ -435,6 +438,11 @@ macro_rules! table {
             fn block_sum(acc: &[i32], d: &[f32]) -> f32
                 = float_kernels::block_sum::<$blocks, { BLOCK_LANES / <$blocks as Vector>::LANES }>;
             fn row_dot(form: DenseRow, w: &[u8], x: &[f32]) -> f32 = float_kernels::row_dot::<$vector, $sums>;
+            fn lm_head_dot(rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) = head_kernels::lm_head_dot::<$head>;
+            fn lm_head_bounds(
+                sums: &[f64], scales: &[f32], errors: &[f32], norms: &[f32], factors: &HeadFactors,
+                lower: &mut [f32], upper: &mut [f32]
+            ) = head_kernels::lm_head_bounds;
             fn accumulate(lanes: &mut [f32], w: &[f32], x: &[f32]) = float_kernels::accumulate::<$vector>;
             fn sum_squares(x: &[f32]) -> f32 = float_kernels::sum_squares::<$vector, $sums>;
             fn absmax_bits(x: &[f32]) -> u32 = float_kernels::absmax_bits;
@@ -459,6 +467,8 @@ macro_rules! table {
             dot64_i2_i8,
             block_sum,
             row_dot,
+            lm_head_dot,
+            lm_head_bounds,
             accumulate,
             sum_squares,
             absmax_bits,

@@ -10,6 +10,7 @@ use std::array::from_fn;
 use std::hint::black_box;
 
 use super::float_kernels::table;
+use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
@@ -29,6 +30,7 @@ static KERNELS: Kernels = table! {
     blocks: float32x4_t,
     ternary: MultiplyAdd,
     tiles: None,
+    head: MultiplyAdd,
 };
 
 static DOTPROD_KERNELS: Kernels = table! {
@@ -40,6 +42,7 @@ static DOTPROD_KERNELS: Kernels = table! {
     blocks: float32x4_t,
     ternary: DotProduct,
     tiles: None,
+    head: DotProduct,
 };
 
 static I8MM_KERNELS: Kernels = table! {
@@ -51,6 +54,7 @@ static I8MM_KERNELS: Kernels = table! {
     blocks: float32x4_t,
     ternary: MatrixProduct,
     tiles: None,
+    head: DotProduct,
 };
 
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
@@ -274,6 +278,126 @@ impl Ternary for MatrixProduct {
 fn eights(a: int8x16_t, b: int8x16_t) -> [int8x16_t; 2] {
     let (a, b) = (vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b));
     [vreinterpretq_s8_s64(vtrn1q_s64(a, b)), vreinterpretq_s8_s64(vtrn2q_s64(a, b))]
+}
+
+impl HeadProduct for MultiplyAdd {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "neon")]
+    unsafe fn tile<const T: usize, const LOW: bool>(
+        high: [*const u8; head_kernels::TILE_ROWS],
+        low: [*const u8; head_kernels::TILE_ROWS],
+        row_bytes: usize,
+        x: [TokenCodes; T],
+    ) -> [[f64; head_kernels::TILE_ROWS]; T] {
+        let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
+        for start in (0..row_bytes).step_by(COLS_IN_32_BITS / 2) {
+            let end = row_bytes.min(start + COLS_IN_32_BITS / 2);
+            let mut acc = [[vdupq_n_s32(0); head_kernels::TILE_ROWS]; T];
+            for at in (start..end).step_by(16) {
+                for r in 0..head_kernels::TILE_ROWS {
+                    // SAFETY: whole blocks of each row and of each token.
+                    unsafe {
+                        let [first, second] =
+                            head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                        let (first, second) = (vreinterpretq_u16_u8(first), vreinterpretq_u16_u8(second));
+                        let even = vdupq_n_u16(0x00FF);
+                        let words = [
+                            vandq_u16(first, even),
+                            vshrq_n_u16::<8>(first),
+                            vandq_u16(second, even),
+                            vshrq_n_u16::<8>(second),
+                        ];
+                        for t in 0..T {
+                            let x = x[t].wide.add(at / 64 * 128 + at % 64 / 2);
+                            for i in 0..4 {
+                                let (w, x) = (vreinterpretq_s16_u16(words[i]), vld1q_s16(x.add(32 * i)));
+                                let sum = vmlal_s16(acc[t][r], vget_low_s16(w), vget_low_s16(x));
+                                acc[t][r] = vmlal_high_s16(sum, w, x);
+                            }
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..head_kernels::TILE_ROWS {
+                    out[t][r] += vaddlvq_s32(acc[t][r]) as f64;
+                }
+            }
+        }
+        out
+    }
+}
+
+impl HeadProduct for DotProduct {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn tile<const T: usize, const LOW: bool>(
+        high: [*const u8; head_kernels::TILE_ROWS],
+        low: [*const u8; head_kernels::TILE_ROWS],
+        row_bytes: usize,
+        x: [TokenCodes; T],
+    ) -> [[f64; head_kernels::TILE_ROWS]; T] {
+        // `sdot` takes signed bytes: 128 is taken from codes of eight bits, and its products are added at the end.
+        let offset = if LOW { 128 } else { 0 };
+        let mut acc = [[[vdupq_n_s32(0); head_kernels::TILE_ROWS]; 2]; T];
+        let mut x_sums = [[vdupq_n_s32(0); 2]; T];
+        let ones = vdupq_n_s8(1);
+        for at in (0..row_bytes).step_by(16) {
+            // SAFETY: whole blocks of each row and of each token.
+            unsafe {
+                let col = at / 64 * 128 + at % 64;
+                for t in 0..T {
+                    for (p, plane) in [x[t].high, x[t].low].into_iter().enumerate() {
+                        let (x0, x1) = (vld1q_s8(plane.add(col)), vld1q_s8(plane.add(col + 64)));
+                        if LOW {
+                            x_sums[t][p] = sdot(sdot(x_sums[t][p], x0, ones), x1, ones);
+                        }
+                    }
+                }
+                for r in 0..head_kernels::TILE_ROWS {
+                    let codes = head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                    let offset = vdupq_n_u8(offset);
+                    let first = vreinterpretq_s8_u8(veorq_u8(codes[0], offset));
+                    let second = vreinterpretq_s8_u8(veorq_u8(codes[1], offset));
+                    for t in 0..T {
+                        for (p, plane) in [x[t].high, x[t].low].into_iter().enumerate() {
+                            let (x0, x1) = (vld1q_s8(plane.add(col)), vld1q_s8(plane.add(col + 64)));
+                            acc[t][p][r] = sdot(sdot(acc[t][p][r], first, x0), second, x1);
+                        }
+                    }
+                }
+            }
+        }
+        let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
+        for t in 0..T {
+            let x_sum = 128 * vaddlvq_s32(x_sums[t][0]) + vaddlvq_s32(x_sums[t][1]);
+            for r in 0..head_kernels::TILE_ROWS {
+                let sum = 128 * vaddlvq_s32(acc[t][0][r]) + vaddlvq_s32(acc[t][1][r]);
+                out[t][r] = (sum + i64::from(offset) * x_sum) as f64;
+            }
+        }
+        out
+    }
+}
+
+/// The codes of 16 bytes of a head's row: of columns c.. and of 64 + c..
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn head_bytes<const LOW: bool>(high: *const u8, low: *const u8) -> [uint8x16_t; 2] {
+    let lower_bits = vdupq_n_u8(0x0F);
+    // SAFETY: the caller vouches for 16 bytes of each plane; a prefetch may have any address.
+    unsafe {
+        float32x4_t::prefetch(high.wrapping_add(PREFETCH_BYTES));
+        let h = vld1q_u8(high);
+        if !LOW {
+            return [vandq_u8(h, lower_bits), vshrq_n_u8::<4>(h)];
+        }
+        float32x4_t::prefetch(low.wrapping_add(PREFETCH_BYTES));
+        let l = vld1q_u8(low);
+        [vbslq_u8(lower_bits, l, vshlq_n_u8::<4>(h)), vbslq_u8(lower_bits, vshrq_n_u8::<4>(l), h)]
+    }
 }
 
 /// The column whose code is in the highest bits of byte `at` of a row.

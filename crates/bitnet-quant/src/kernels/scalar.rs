@@ -4,8 +4,9 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 
-use super::{Activation, DenseRow, Isa, Kernels, KvRows};
+use super::{Activation, DenseRow, HeadCodes, HeadRows, Isa, Kernels, KvRows, head_kernels};
 use crate::float::{exp, fma, silu};
+use crate::head::nibble;
 use crate::layout::code;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS, tile_code};
 use crate::reduce::{
@@ -23,6 +24,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot64_i2_i8,
     block_sum,
     row_dot,
+    lm_head_dot,
+    lm_head_bounds: head_kernels::lm_head_bounds,
     accumulate,
     sum_squares,
     absmax_bits,
@@ -87,6 +90,22 @@ fn element(form: DenseRow, row: &[u8], i: usize) -> f32 {
         DenseRow::Q8_0 => {
             let block = i / 32 * 34;
             f32::from(row[block + 2 + i % 32] as i8) * f16::from_le_bytes(two(block)).to_f32()
+        }
+    }
+}
+
+fn lm_head_dot(rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
+    let HeadRows { high, low, row_bytes } = rows;
+    let (n_rows, cols) = (high.len() / row_bytes, 2 * row_bytes);
+    for (t, (x_high, x_low)) in x.high.chunks_exact(cols).zip(x.low.chunks_exact(cols)).enumerate() {
+        for r in 0..n_rows {
+            let row = r * row_bytes..(r + 1) * row_bytes;
+            let code = |c: usize| {
+                let high = i64::from(nibble(&high[row.clone()], c));
+                low.map_or(high, |low| 16 * high + i64::from(nibble(&low[row.clone()], c)))
+            };
+            let x = |c: usize| 128 * i64::from(x_high[c]) + i64::from(x_low[c]);
+            out[t * n_rows + r] = (0..cols).map(|c| code(c) * x(c)).sum::<i64>() as f64;
         }
     }
 }

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::float_kernels::table;
+use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
@@ -26,6 +27,7 @@ static KERNELS: Kernels = table! {
     blocks: __m128,
     ternary: Maddubs,
     tiles: None,
+    head: Madd,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {
@@ -117,6 +119,90 @@ impl Ternary for Maddubs {
         let sum = sums.into_iter().fold(x, |a, b| _mm_add_epi16(a, b));
         _mm_cvtsi128_si32(sum)
     }
+}
+
+/// Products of 16-bit integers, added by pairs in 32 bits: bytes would saturate.
+struct Madd;
+
+impl HeadProduct for Madd {
+    const TILE_TOKENS: usize = 2;
+
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn tile<const T: usize, const LOW: bool>(
+        high: [*const u8; head_kernels::TILE_ROWS],
+        low: [*const u8; head_kernels::TILE_ROWS],
+        row_bytes: usize,
+        x: [TokenCodes; T],
+    ) -> [[f64; head_kernels::TILE_ROWS]; T] {
+        let mut acc = [[_mm_setzero_pd(); head_kernels::TILE_ROWS]; T];
+        for start in (0..row_bytes).step_by(COLS_IN_32_BITS / 2) {
+            let end = row_bytes.min(start + COLS_IN_32_BITS / 2);
+            let mut acc32 = [[_mm_setzero_si128(); head_kernels::TILE_ROWS]; T];
+            for at in (start..end).step_by(16) {
+                for r in 0..head_kernels::TILE_ROWS {
+                    // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
+                    unsafe {
+                        let words = head_words::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                        for t in 0..T {
+                            let x = x[t].wide.add(at / 64 * 128 + at % 64 / 2);
+                            for (i, words) in words.into_iter().enumerate() {
+                                let x = _mm_loadu_si128(x.add(32 * i).cast());
+                                acc32[t][r] = _mm_add_epi32(acc32[t][r], _mm_madd_epi16(words, x));
+                            }
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..head_kernels::TILE_ROWS {
+                    let low = _mm_cvtepi32_pd(acc32[t][r]);
+                    let high = _mm_cvtepi32_pd(_mm_unpackhi_epi64(acc32[t][r], acc32[t][r]));
+                    acc[t][r] = _mm_add_pd(acc[t][r], _mm_add_pd(low, high));
+                }
+            }
+        }
+        let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
+        for t in 0..T {
+            for r in 0..head_kernels::TILE_ROWS {
+                let mut lanes = [0.0; 2];
+                // SAFETY: two numbers.
+                unsafe { _mm_storeu_pd(lanes.as_mut_ptr(), acc[t][r]) };
+                out[t][r] = lanes.iter().sum();
+            }
+        }
+        out
+    }
+}
+
+/// The codes of 16 bytes of a head's row: columns c, c + 2 .., then c + 1, c + 3 .., then both of 64 columns later.
+#[inline]
+#[target_feature(enable = "sse4.1,ssse3")]
+unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8) -> [__m128i; 4] {
+    let lower_bits = _mm_set1_epi8(0x0F);
+    // SAFETY: the caller vouches for 16 bytes of each plane; a prefetch may have any address.
+    let (first, second) = unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(PREFETCH_BYTES).cast());
+        let h = _mm_loadu_si128(high.cast());
+        if LOW {
+            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(PREFETCH_BYTES).cast());
+            let l = _mm_loadu_si128(low.cast());
+            let h_first = _mm_andnot_si128(lower_bits, _mm_slli_epi16::<4>(h));
+            let l_second = _mm_and_si128(lower_bits, _mm_srli_epi16::<4>(l));
+            (
+                _mm_or_si128(h_first, _mm_and_si128(lower_bits, l)),
+                _mm_or_si128(_mm_andnot_si128(lower_bits, h), l_second),
+            )
+        } else {
+            (_mm_and_si128(h, lower_bits), _mm_and_si128(_mm_srli_epi16::<4>(h), lower_bits))
+        }
+    };
+    let even = _mm_set1_epi16(0x00FF);
+    [
+        _mm_and_si128(first, even),
+        _mm_srli_epi16::<8>(first),
+        _mm_and_si128(second, even),
+        _mm_srli_epi16::<8>(second),
+    ]
 }
 
 /// The column whose code is in the highest bits of byte `at` of a row.

@@ -9,7 +9,7 @@ use crate::file::output::OutputFile;
 use crate::{Error, Result};
 
 /// The data begins at a multiple of this, so that tensors whose sizes allow it are aligned in a map.
-const DATA_ALIGNMENT: usize = 32;
+const DATA_ALIGNMENT: usize = 64;
 
 /// A tensor to be written.
 #[derive(Debug, Clone, Copy)]

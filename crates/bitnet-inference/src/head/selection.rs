@@ -1,0 +1,126 @@
+//! Which rows of the head can matter to a choice.
+
+use bitnet_quant::head::bounds::{GROUP_ROWS, RowBounds, Transform, bound_rows, groups, highest};
+use bitnet_quant::linear::{DenseView, dense_rows};
+
+use super::{CANDIDATE_SHARE, DerivedHead, HeadInput, HeadState};
+use crate::ops::Cpu;
+use crate::sampling::{Need, Sampler};
+
+/// Rows beyond the k that are needed in any case, which are computed before the others: their logits show that most of
+/// the others cannot win after all.
+const EARLY: usize = 8;
+
+impl HeadState {
+    /// Gives `sampler` every id below `n_tokens` that its choice can depend on, with its logit: their number. The ids
+    /// that penalties and biases change, which the sampler has found, are among them.
+    ///
+    /// `None` where all logits are needed: the bounds leave too many, or there are none.
+    pub(super) fn select(
+        &mut self,
+        cpu: Cpu<'_>,
+        head: &DerivedHead,
+        w: &DenseView<'_>,
+        x: &[f32],
+        n_tokens: usize,
+        need: &Need,
+        sampler: &mut Sampler,
+    ) -> Option<usize> {
+        let HeadState { ids, logits, scores, .. } = self;
+        let (lower, upper) = (&mut self.lower[..n_tokens], &mut self.upper[..n_tokens]);
+        let n_groups = groups(n_tokens);
+        let (group_lower, group_upper) =
+            (&mut self.group_lower[..n_groups], &mut self.group_upper[..n_groups]);
+        let most = n_tokens / CANDIDATE_SHARE;
+        ids.clear();
+        ids.extend(sampler.touched_ids().take(most + 1));
+        if ids.len() > most || need.k > n_groups {
+            return None;
+        }
+
+        let mut input = HeadInput::new(&mut self.high, &mut self.low, &mut self.wide);
+        if !input.encode(cpu.kernels, x, w.cols()) {
+            return None;
+        }
+        let to_scores = |_, first, lower: &mut [f32], upper: &mut [f32]| need.bounds(first, lower, upper);
+        let bounds = RowBounds { lower, upper, group_lower, group_upper };
+        let transform: Option<Transform<'_>> = if need.is_noisy() { Some(&to_scores) } else { None };
+        if !bound_rows(
+            cpu.kernels,
+            cpu.threads,
+            &head.view(),
+            head.stage,
+            &input,
+            n_tokens,
+            transform,
+            bounds,
+        ) {
+            return None;
+        }
+
+        let compute =
+            |ids: &[u32], logits: &mut [f32]| dense_rows(cpu.kernels, cpu.threads, w, ids, x, logits);
+        let n_touched = ids.len();
+        compute(ids, &mut logits[..n_touched]);
+        sampler.begin(&logits[..n_touched]);
+        // Touched ids are known exactly, and out of the search.
+        scores.clear();
+        for (id, logit) in sampler.touched_logits() {
+            // Penalties without measure may leave no order.
+            if logit.is_nan() || logit == f32::INFINITY {
+                return None;
+            }
+            scores.push(need.score(id, logit));
+            let id = id as usize;
+            (lower[id], upper[id]) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+            let group = id / GROUP_ROWS * GROUP_ROWS;
+            let rows = group..n_tokens.min(group + GROUP_ROWS);
+            highest(&lower[rows], &mut group_lower[id / GROUP_ROWS..]);
+        }
+
+        // Each group has a row that reaches its highest lower bound.
+        scores.extend(group_lower.iter().map(|lower| f64::from(*lower)));
+        let cut = kth_highest(scores, need.k) - need.margin;
+        scores.truncate(n_touched);
+        if !cut.is_finite() {
+            return None;
+        }
+        ids.clear();
+        for (g, _) in group_upper.iter().enumerate().filter(|(_, upper)| f64::from(**upper) >= cut) {
+            for id in g * GROUP_ROWS..n_tokens.min((g + 1) * GROUP_ROWS) {
+                if f64::from(upper[id]) >= cut {
+                    if ids.len() == most - n_touched {
+                        return None;
+                    }
+                    ids.push(id as u32);
+                }
+            }
+        }
+
+        let mut n_candidates = n_touched;
+        let mut offer = |ids: &[u32], scores: &mut Vec<f64>| {
+            let logits = &mut logits[..ids.len()];
+            compute(ids, logits);
+            for (id, logit) in ids.iter().zip(&*logits) {
+                sampler.offer(*id, *logit);
+                scores.push(need.score(*id, *logit));
+            }
+            n_candidates += ids.len();
+        };
+        let early = need.k + EARLY;
+        if ids.len() > early {
+            ids.select_nth_unstable_by(early, |a, b| upper[*b as usize].total_cmp(&upper[*a as usize]));
+            offer(&ids[..early], scores);
+            let cut = kth_highest(scores, need.k) - need.margin;
+            ids.drain(..early);
+            ids.retain(|id| f64::from(upper[*id as usize]) >= cut);
+        }
+        offer(ids, scores);
+        (n_candidates > 0).then_some(n_candidates)
+    }
+}
+
+/// The k-th highest, of at least k; their order is changed.
+fn kth_highest(scores: &mut [f64], k: usize) -> f64 {
+    *scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
