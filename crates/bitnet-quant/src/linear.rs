@@ -279,7 +279,9 @@ fn tile_piece(
     let Scales::Tensor(scale) = w.scales() else { unreachable!("tiles have one scale") };
     let band_bytes = tiles::band_bytes(w.cols());
     let bands = codes[first / TILE_ROWS * band_bytes..].chunks_exact(band_bytes);
-    let mut acc = [0i32; TILE_ROWS * BATCH];
+    // Clearing the large one takes as long as a tenth of a piece for one token.
+    let (mut few, mut many) = ([0i32; TILE_ROWS], None);
+    let acc = if x.n == 1 { &mut few[..] } else { &mut many.insert([0i32; TILE_ROWS * BATCH])[..] };
     for (band, r) in bands.zip((first..first + rows).step_by(TILE_ROWS)) {
         let rows = TILE_ROWS.min(w.rows() - r);
         for t0 in (0..x.n).step_by(BATCH) {
@@ -306,7 +308,9 @@ fn row_piece(
 ) {
     let row_bytes = row_bytes(w.cols());
     let codes = &codes[first * row_bytes..][..rows * row_bytes];
-    let mut acc = [0i32; PIECE_ROWS * BATCH];
+    // As in `tile_piece`.
+    let (mut few, mut many) = ([0i32; PIECE_ROWS], None);
+    let acc = if x.n == 1 { &mut few[..] } else { &mut many.insert([0i32; PIECE_ROWS * BATCH])[..] };
     for t0 in (0..x.n).step_by(BATCH) {
         let n = BATCH.min(x.n - t0);
         // SAFETY: rows first..first + rows of the output belong to this piece alone.

@@ -1,6 +1,7 @@
 //! A persistent thread pool for kernels: work in small pieces, claimed by whoever is free.
 //!
-//! A job is a function of a piece's number. Workers that wake late find the job closed and go back to waiting, so
+//! A job is a function of a piece's number. Each thread has a run of pieces that follow each other, because memory is read
+//! fastest from end to end, and takes from the end of another's run when its own is done. Workers that wake late find the job closed and go back to waiting, so
 //! that a core which is taken away delays only the piece it has in hand. Between jobs workers spin for some
 //! microseconds, because the next layer follows at once, and then park.
 //!
@@ -56,9 +57,8 @@ struct Pace {
 struct Shared {
     /// Job number << 32 | open << 31 | workers inside.
     gate: AtomicU64,
-    /// The next piece to claim.
-    next: AtomicUsize,
-    pieces: AtomicUsize,
+    /// The pieces of each thread that are not claimed yet; the caller's first.
+    runs: Box<[Run]>,
     /// The job while the gate is open; workers read it only between entering and leaving.
     job: UnsafeCell<Option<*const Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -90,8 +90,7 @@ impl Threads {
     pub fn new(n: usize) -> Self {
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
-            pieces: AtomicUsize::new(0),
+            runs: (0..n.max(1)).map(|_| Run::default()).collect(),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             active: AtomicUsize::new(n.saturating_sub(1)),
@@ -157,8 +156,7 @@ impl Threads {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync + '_), &'static Job>(job) };
         // SAFETY: the gate is closed and empty, and this caller holds `callers`.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
-        shared.pieces.store(pieces, Ordering::Relaxed);
+        shared.deal(pieces);
         let number = (shared.gate.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
         shared.gate.store(number | OPEN, Ordering::SeqCst);
         if shared.parked.load(Ordering::SeqCst) > 0 {
@@ -166,7 +164,7 @@ impl Threads {
             shared.wake.notify_all();
         }
         let start = Instant::now();
-        let claimed = shared.claim_pieces(job);
+        let claimed = shared.claim_pieces(0, job);
         let patience = STALL.max(STALL_PIECES * (start.elapsed() / claimed.max(1)));
         let stalled = shared.close(patience);
         pace.adapt(shared, stalled);
@@ -220,7 +218,7 @@ impl Shared {
             }
             // SAFETY: inside the gate; the caller waits in `close` until this worker has left.
             if let Some(job) = unsafe { *self.job.get() } {
-                self.claim_pieces(job);
+                self.claim_pieces(number + 1, job);
             }
             self.gate.fetch_sub(1, Ordering::Release);
         }
@@ -277,22 +275,30 @@ impl Shared {
         false
     }
 
-    /// Runs pieces while there are any; how many it were.
-    fn claim_pieces(&self, job: *const Job) -> u32 {
-        let pieces = self.pieces.load(Ordering::Relaxed);
+    /// Gives every thread that may enter its run of pieces.
+    fn deal(&self, pieces: usize) {
+        let sharing = self.active.load(Ordering::Relaxed) + 1;
+        for (i, run) in self.runs.iter().enumerate() {
+            let bound = |i: usize| i.min(sharing) * pieces / sharing;
+            run.set(bound(i), bound(i + 1));
+        }
+    }
+
+    /// Runs pieces while there are any, those of the thread's own run first; how many it were.
+    fn claim_pieces(&self, own: usize, job: *const Job) -> u32 {
         // SAFETY: the caller of `run` keeps the job alive until the gate is closed and empty.
         let job = unsafe { &*job };
+        let others = || (own + 1..self.runs.len()).chain(0..own);
         let mut claimed = 0;
-        loop {
-            let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            if piece >= pieces {
-                return claimed;
-            }
+        while let Some(piece) =
+            self.runs[own].first().or_else(|| others().find_map(|other| self.runs[other].last()))
+        {
             claimed += 1;
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(piece))) {
                 *lock(&self.panic) = Some(panic);
             }
         }
+        claimed
     }
 
     /// Lets nobody else in and waits for those inside to finish the pieces they have in hand. Returns how many of them
@@ -319,6 +325,44 @@ impl Shared {
             std::hint::spin_loop();
         }
         0
+    }
+}
+
+/// A run of pieces, from which its own thread takes the first and others the last. On cache lines of its own, so that
+/// threads with their own runs do not disturb each other.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Run {
+    /// First << 32 | end.
+    pieces: AtomicU64,
+}
+
+impl Run {
+    fn set(&self, first: usize, end: usize) {
+        // More pieces than this no job has: each has a share of some matrix in memory.
+        let half = |n: usize| u64::from(u32::try_from(n).expect("fewer than 2^32 pieces"));
+        self.pieces.store(half(first) << 32 | half(end), Ordering::Relaxed);
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.take(|first, end| (first, (first + 1, end)))
+    }
+
+    fn last(&self) -> Option<usize> {
+        self.take(|first, end| (end - 1, (first, end - 1)))
+    }
+
+    /// Takes a piece of (first, end) and leaves the rest, as `split` says.
+    fn take(&self, split: impl Fn(u64, u64) -> (u64, (u64, u64))) -> Option<usize> {
+        const END: u64 = u32::MAX as u64;
+        let parts = |pieces: u64| (pieces >> 32, pieces & END);
+        let rest = |pieces: u64| {
+            let (first, end) = parts(pieces);
+            (first < end).then(|| split(first, end).1).map(|(first, end)| first << 32 | end)
+        };
+        let before = self.pieces.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).ok()?;
+        let (first, end) = parts(before);
+        Some(split(first, end).0 as usize)
     }
 }
 
@@ -476,6 +520,15 @@ mod tests {
         pace.rested_at = Instant::now().checked_sub(2 * LONGEST_REST);
         pace.adapt(&threads.shared, 1);
         assert_eq!(pace.rest, FIRST_REST);
+    }
+
+    #[test]
+    fn a_run_is_taken_from_both_ends() {
+        let run = Run::default();
+        assert_eq!((run.first(), run.last()), (None, None));
+        run.set(3, 7);
+        assert_eq!([run.first(), run.last(), run.first(), run.last()], [Some(3), Some(6), Some(4), Some(5)]);
+        assert_eq!((run.first(), run.last()), (None, None));
     }
 
     #[test]
