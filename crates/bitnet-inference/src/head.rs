@@ -99,7 +99,8 @@ impl DerivedHead {
     }
 
     fn view(&self) -> HeadView<'_> {
-        HeadView::new(self.image.as_slice(), self.rows, self.cols).expect("an image of this shape, in aligned memory")
+        HeadView::new(self.image.as_slice(), self.rows, self.cols)
+            .expect("an image of this shape, in aligned memory")
     }
 }
 
@@ -162,7 +163,8 @@ impl Model {
             let x = &state.normed[row * inner.config.dim..][..inner.config.dim];
             let cpu = Cpu { kernels: inner.kernels, threads: &inner.threads };
             sampler.touch(tokens, generated_from, n_tokens);
-            let selected = state.head.select(cpu, head, &inner.weights.head().view(), x, n_tokens, &need, sampler);
+            let selected =
+                state.head.select(cpu, head, &inner.weights.head().view(), x, n_tokens, &need, sampler);
             if let Some(candidates) = selected {
                 state.head.candidates = Some(candidates);
                 return Ok(sampler.choose(tokens.len()));

@@ -52,13 +52,22 @@ fn samplings() -> Vec<(&'static str, SamplingOptions)> {
         ("top-p 0.9", SamplingOptions { top_p: 0.9, ..drawn(7) }),
         ("repetition", SamplingOptions { repetition_penalty: 1.3, ..greedy() }),
         ("repetition, drawn", SamplingOptions { repetition_penalty: 1.2, ..drawn(8) }),
-        ("presence, frequency", SamplingOptions { presence_penalty: 0.7, frequency_penalty: 0.4, ..greedy() }),
+        (
+            "presence, frequency",
+            SamplingOptions { presence_penalty: 0.7, frequency_penalty: 0.4, ..greedy() },
+        ),
         ("frequency, drawn", SamplingOptions { frequency_penalty: 0.9, ..drawn(9) }),
         ("rewarded repetition", SamplingOptions { presence_penalty: -2.0, ..drawn(10) }),
         ("bias", SamplingOptions { logit_bias: bias.clone(), ..greedy() }),
         (
             "bias, penalties, top-k",
-            SamplingOptions { logit_bias: bias, repetition_penalty: 1.1, presence_penalty: 0.2, top_k: 8, ..drawn(11) },
+            SamplingOptions {
+                logit_bias: bias,
+                repetition_penalty: 1.1,
+                presence_penalty: 0.2,
+                top_k: 8,
+                ..drawn(11)
+            },
         ),
     ]
 }
@@ -78,7 +87,13 @@ impl Uses {
 }
 
 /// `n` tokens after `prompt`, none of which ends the answer.
-fn generate(session: &mut Session, prompt: &[u32], n: usize, o: &SamplingOptions, uses: &mut Uses) -> Vec<u32> {
+fn generate(
+    session: &mut Session,
+    prompt: &[u32],
+    n: usize,
+    o: &SamplingOptions,
+    uses: &mut Uses,
+) -> Vec<u32> {
     let vocab_size = session.model().config().vocab_size;
     let biases = o.logit_bias.iter().copied().filter(|(id, _)| (*id as usize) < vocab_size).collect();
     let mut sampler = Sampler::new(SamplingOptions { logit_bias: biases, ..o.clone() }, vocab_size).unwrap();

@@ -57,7 +57,14 @@ impl Bounds {
         }
     }
 
-    fn compute(&mut self, kernels: &Kernels, threads: &Threads, head: &HeadView<'_>, stage: HeadStage, x: &[f32]) {
+    fn compute(
+        &mut self,
+        kernels: &Kernels,
+        threads: &Threads,
+        head: &HeadView<'_>,
+        stage: HeadStage,
+        x: &[f32],
+    ) {
         let mut input = HeadInput::new(&mut self.high, &mut self.low, &mut self.wide);
         assert!(input.encode(kernels, x, head.cols()));
         let out = RowBounds {
@@ -94,8 +101,18 @@ fn main() {
     let layout = HeadPlanes::layout(rows, cols).expect("a head of some size");
     let mut image = vec![0.0f32; layout.size_bytes() / 4];
     let start = Instant::now();
-    head::build(kernels, &threads, &DenseView::new(&data, rows, cols, DenseFormat::F16), bytemuck::cast_slice_mut(&mut image));
-    println!("{rows} x {cols}: {} MB of planes built in {:.2} s by {} threads", layout.size_bytes() / 1_000_000, start.elapsed().as_secs_f64(), threads.len());
+    head::build(
+        kernels,
+        &threads,
+        &DenseView::new(&data, rows, cols, DenseFormat::F16),
+        bytemuck::cast_slice_mut(&mut image),
+    );
+    println!(
+        "{rows} x {cols}: {} MB of planes built in {:.2} s by {} threads",
+        layout.size_bytes() / 1_000_000,
+        start.elapsed().as_secs_f64(),
+        threads.len()
+    );
 
     let mut random = Random(99);
     let mut bounds = Bounds::new(rows, cols, 1);
@@ -125,11 +142,13 @@ fn main() {
             let w = DenseView::new(&data, rows, cols, DenseFormat::F16);
             dense_linear(kernels, &threads, &w, &x, 1, &mut logits);
             let best = (0..rows).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0);
-            let view = HeadView::new(bytemuck::cast_slice(&image), rows, cols).expect("the image built above");
+            let view =
+                HeadView::new(bytemuck::cast_slice(&image), rows, cols).expect("the image built above");
             for (i, stage) in [HeadStage::Int8, HeadStage::Int4].into_iter().enumerate() {
                 bounds.compute(kernels, &threads, &view, stage, &x);
                 // What remains once the likeliest row is known exactly.
-                let first = (0..rows).max_by(|a, b| bounds.lower[*a].total_cmp(&bounds.lower[*b])).unwrap_or(0);
+                let first =
+                    (0..rows).max_by(|a, b| bounds.lower[*a].total_cmp(&bounds.lower[*b])).unwrap_or(0);
                 left[i].push(bounds.upper.iter().filter(|upper| **upper >= logits[first]).count());
                 missed[i] += usize::from(bounds.upper[best] < logits[first]);
             }
@@ -138,10 +157,16 @@ fn main() {
                 rebuild_row(kernels, &data, &mut image, (rows, cols), winner);
             }
         }
-        for (name, mut left, missed) in [("int8", left[0].clone(), missed[0]), ("int4", left[1].clone(), missed[1])] {
+        for (name, mut left, missed) in
+            [("int8", left[0].clone(), missed[0]), ("int4", left[1].clone(), missed[1])]
+        {
             left.sort_unstable();
             let at = |percent: usize| left[(left.len() * percent).div_ceil(100).max(1) - 1];
-            println!("  top at {deviations} deviations, {name}: {} rows left, p99 {}; the highest missed {missed} of {vectors}", at(50), at(99));
+            println!(
+                "  top at {deviations} deviations, {name}: {} rows left, p99 {}; the highest missed {missed} of {vectors}",
+                at(50),
+                at(99)
+            );
         }
     }
 
@@ -150,12 +175,21 @@ fn main() {
     let x: Vec<f32> = (0..8 * cols).map(|_| random.normal()).collect();
     for kernels in Kernels::available().into_iter().filter(|k| k.name() != "scalar") {
         let full = fastest(|| dense_linear(kernels, &threads, &w, &x[..cols], 1, &mut logits));
-        print!("  {:12} full {:6.2} ms {:5.1} GB/s", kernels.name(), full * 1e3, data.len() as f64 / full / 1e9);
+        print!(
+            "  {:12} full {:6.2} ms {:5.1} GB/s",
+            kernels.name(),
+            full * 1e3,
+            data.len() as f64 / full / 1e9
+        );
         for (name, stage) in [("int8", HeadStage::Int8), ("int4", HeadStage::Int4)] {
             for n in [1, 4, 8] {
                 let mut bounds = Bounds::new(rows, cols, n);
                 let time = fastest(|| bounds.compute(kernels, &threads, &view, stage, &x[..n * cols]));
-                print!("  {name} x{n} {:6.2} ms {:5.1} GB/s", time * 1e3, view.stage_bytes(stage) as f64 / time / 1e9);
+                print!(
+                    "  {name} x{n} {:6.2} ms {:5.1} GB/s",
+                    time * 1e3,
+                    view.stage_bytes(stage) as f64 / time / 1e9
+                );
             }
         }
         println!();

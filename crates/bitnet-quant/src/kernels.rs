@@ -308,7 +308,13 @@ impl Kernels {
         upper: &mut [f32],
     ) {
         let n = sums.len();
-        assert!(scales.len() == n && errors.len() == n && norms.len() == n && lower.len() == n && upper.len() == n);
+        assert!(
+            scales.len() == n
+                && errors.len() == n
+                && norms.len() == n
+                && lower.len() == n
+                && upper.len() == n
+        );
         // SAFETY: as above.
         unsafe { (self.lm_head_bounds)(sums, scales, errors, norms, factors, lower, upper) }
     }

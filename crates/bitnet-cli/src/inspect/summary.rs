@@ -5,7 +5,7 @@ use bitnet_core::tokenizer::ChatTemplate;
 use bitnet_core::{BitNetDType, Error as CoreError};
 use bitnet_inference::config::{ModelConfig, RopeScaling};
 use bitnet_inference::source::{Part, Role, Source, StoredData, StoredTensor};
-use bitnet_inference::{HeadOptions, DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session};
+use bitnet_inference::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, HeadOptions, Session};
 use bitnet_quant::kernels::Activation;
 use bitnet_quant::layout::padded_cols;
 use serde_json::{Map, Value, json};

@@ -29,7 +29,8 @@ impl HeadState {
         let HeadState { ids, logits, scores, .. } = self;
         let (lower, upper) = (&mut self.lower[..n_tokens], &mut self.upper[..n_tokens]);
         let n_groups = groups(n_tokens);
-        let (group_lower, group_upper) = (&mut self.group_lower[..n_groups], &mut self.group_upper[..n_groups]);
+        let (group_lower, group_upper) =
+            (&mut self.group_lower[..n_groups], &mut self.group_upper[..n_groups]);
         let most = n_tokens / CANDIDATE_SHARE;
         ids.clear();
         ids.extend(sampler.touched_ids().take(most + 1));
@@ -44,11 +45,21 @@ impl HeadState {
         let to_scores = |_, first, lower: &mut [f32], upper: &mut [f32]| need.bounds(first, lower, upper);
         let bounds = RowBounds { lower, upper, group_lower, group_upper };
         let transform: Option<Transform<'_>> = if need.is_noisy() { Some(&to_scores) } else { None };
-        if !bound_rows(cpu.kernels, cpu.threads, &head.view(), head.stage, &input, n_tokens, transform, bounds) {
+        if !bound_rows(
+            cpu.kernels,
+            cpu.threads,
+            &head.view(),
+            head.stage,
+            &input,
+            n_tokens,
+            transform,
+            bounds,
+        ) {
             return None;
         }
 
-        let compute = |ids: &[u32], logits: &mut [f32]| dense_rows(cpu.kernels, cpu.threads, w, ids, x, logits);
+        let compute =
+            |ids: &[u32], logits: &mut [f32]| dense_rows(cpu.kernels, cpu.threads, w, ids, x, logits);
         let n_touched = ids.len();
         compute(ids, &mut logits[..n_touched]);
         sampler.begin(&logits[..n_touched]);

@@ -21,7 +21,13 @@ pub(crate) struct Touched {
 
 impl Touched {
     /// Finds the ids below `vocab_size`; `tokens` are those so far, from `generated_from` on generated ones.
-    pub(crate) fn find(&mut self, o: &SamplingOptions, tokens: &[u32], generated_from: usize, vocab_size: usize) {
+    pub(crate) fn find(
+        &mut self,
+        o: &SamplingOptions,
+        tokens: &[u32],
+        generated_from: usize,
+        vocab_size: usize,
+    ) {
         let entry = |id: u32, repeated, count| Entry { id, repeated, count, logit: 0.0 };
         self.entries.clear();
         if o.repetition_penalty != 1.0 {
@@ -64,7 +70,8 @@ impl Touched {
             let logit = given(e.id);
             e.logit = logit;
             if e.repeated {
-                e.logit = if logit > 0.0 { logit / o.repetition_penalty } else { logit * o.repetition_penalty };
+                e.logit =
+                    if logit > 0.0 { logit / o.repetition_penalty } else { logit * o.repetition_penalty };
             }
             if e.count > 0 {
                 e.logit -= o.presence_penalty;

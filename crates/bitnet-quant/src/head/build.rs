@@ -121,7 +121,9 @@ impl Row {
         let row_bytes = self.codes.len() / 2;
         let high = &mut piece.high[i * row_bytes..][..row_bytes];
         let low = &mut piece.low[i * row_bytes..][..row_bytes];
-        for ((q, high), low) in self.codes.chunks_exact(BLOCK_COLS).zip(high.chunks_exact_mut(64)).zip(low.chunks_exact_mut(64)) {
+        for ((q, high), low) in
+            self.codes.chunks_exact(BLOCK_COLS).zip(high.chunks_exact_mut(64)).zip(low.chunks_exact_mut(64))
+        {
             let (first, second) = q.split_at(64);
             for j in 0..64 {
                 let (a, b) = (first[j] as u8 ^ 0x80, second[j] as u8 ^ 0x80);

@@ -85,7 +85,9 @@ impl<'a> HeadInput<'a> {
             high[cols..].fill(0);
             low[cols..].fill(0);
             self.tokens[t] = encode_token(x, largest(x), high, low);
-            for ((high, low), wide) in high.chunks_exact(64).zip(low.chunks_exact(64)).zip(self.wide[at].chunks_exact_mut(64)) {
+            for ((high, low), wide) in
+                high.chunks_exact(64).zip(low.chunks_exact(64)).zip(self.wide[at].chunks_exact_mut(64))
+            {
                 let code = |c: usize| 128 * i16::from(high[c]) + i16::from(low[c]);
                 for i in 0..32 {
                     wide[i] = code(2 * i);
@@ -113,5 +115,10 @@ fn encode_token(x: &[f32], largest: f32, high: &mut [i8], low: &mut [i8]) -> Inp
     }
     // Terms and differences are exact but for less than 2^-50 of x, and the sums off by less than 2^-36 of themselves.
     let norm = squares.sqrt() * (1.0 + 1e-9);
-    InputToken { scale: f64::from(scale), sum: sum as f64, norm, error: error_squares.sqrt() * (1.0 + 1e-9) + norm * 1e-12 }
+    InputToken {
+        scale: f64::from(scale),
+        sum: sum as f64,
+        norm,
+        error: error_squares.sqrt() * (1.0 + 1e-9) + norm * 1e-12,
+    }
 }

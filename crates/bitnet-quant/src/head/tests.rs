@@ -58,7 +58,13 @@ fn stored(format: DenseFormat, values: &[f32], cols: usize) -> Vec<u8> {
 }
 
 /// All bounds of (rows) with `x`: (n, cols); lower and upper: (n, rows).
-fn bounds(kernels: &Kernels, threads: &Threads, view: &HeadView<'_>, stage: HeadStage, x: &[f32]) -> Option<[Vec<f32>; 4]> {
+fn bounds(
+    kernels: &Kernels,
+    threads: &Threads,
+    view: &HeadView<'_>,
+    stage: HeadStage,
+    x: &[f32],
+) -> Option<[Vec<f32>; 4]> {
     let n = x.len() / view.cols();
     let padded = n * padded_head_cols(view.cols());
     let (mut high, mut low, mut wide) = (vec![1; padded], vec![1; padded], vec![1; padded]);
@@ -75,8 +81,12 @@ fn bounds(kernels: &Kernels, threads: &Threads, view: &HeadView<'_>, stage: Head
         group_lower: &mut group_lower,
         group_upper: &mut group_upper,
     };
-    bound_rows(kernels, threads, view, stage, &input, view.rows(), None, out)
-        .then_some([lower, upper, group_lower, group_upper])
+    bound_rows(kernels, threads, view, stage, &input, view.rows(), None, out).then_some([
+        lower,
+        upper,
+        group_lower,
+        group_upper,
+    ])
 }
 
 #[test]
@@ -84,7 +94,11 @@ fn sections_are_aligned_and_follow_each_other() {
     let layout = HeadPlanes::layout(61, 76).unwrap();
     let mut end = HEADER_BYTES;
     for section in layout.sections() {
-        assert!(section.start >= end && section.start < end + ALIGNMENT && section.start.is_multiple_of(ALIGNMENT));
+        assert!(
+            section.start >= end
+                && section.start < end + ALIGNMENT
+                && section.start.is_multiple_of(ALIGNMENT)
+        );
         end = section.end;
     }
     assert_eq!((layout.size_bytes(), layout.high.len(), layout.scales.len()), (end, 61 * 64, 61 * 4));
@@ -115,7 +129,10 @@ fn planes_hold_rounded_rows_and_how_far_they_are_off() {
         let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         for (c, v) in row.iter().enumerate() {
             let is_coded = (1e-30..1e30).contains(&largest);
-            assert!(!is_coded || (f64::from(*v) - scale * code(c)).abs() <= 0.5001 * scale, "row {r}, column {c}");
+            assert!(
+                !is_coded || (f64::from(*v) - scale * code(c)).abs() <= 0.5001 * scale,
+                "row {r}, column {c}"
+            );
             assert!(code(c).abs() <= 127.0);
         }
         assert!((cols..384).all(|c| code(c) == 0.0));
@@ -173,7 +190,9 @@ fn nasty(random: &mut Random, n: usize) -> Vec<f32> {
 #[test]
 fn bounds_hold_whatever_the_rows() {
     let threads = Threads::new(2);
-    for (seed, (rows, cols)) in [(37, 5), (40, 128), (33, 300), (50, 1000), (20, 2560)].into_iter().enumerate() {
+    for (seed, (rows, cols)) in
+        [(37, 5), (40, 128), (33, 300), (50, 1000), (20, 2560)].into_iter().enumerate()
+    {
         for format in [DenseFormat::F16, DenseFormat::F32] {
             let mut random = Random(seed as u64);
             let values: Vec<f32> = (0..rows).flat_map(|_| nasty(&mut random, cols)).collect();

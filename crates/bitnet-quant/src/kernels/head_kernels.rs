@@ -20,7 +20,10 @@ pub(super) const PREFETCH_BYTES: usize = 8192;
 /// One token's codes, in the forms of [`crate::head::HeadInput`].
 #[derive(Clone, Copy)]
 pub(super) struct TokenCodes {
-    #[cfg_attr(target_arch = "x86_64", allow(dead_code, reason = "only some instruction sets multiply bytes"))]
+    #[cfg_attr(
+        target_arch = "x86_64",
+        allow(dead_code, reason = "only some instruction sets multiply bytes")
+    )]
     pub(super) high: *const i8,
     pub(super) low: *const i8,
     pub(super) wide: *const i16,
@@ -96,7 +99,11 @@ unsafe fn put<K: HeadProduct, const T: usize, const LOW: bool>(
     let sums = unsafe {
         let tokens = from_fn(|t| {
             let at = (first + t) * cols;
-            TokenCodes { high: x.high.as_ptr().add(at), low: x.low.as_ptr().add(at), wide: x.wide.as_ptr().add(at) }
+            TokenCodes {
+                high: x.high.as_ptr().add(at),
+                low: x.low.as_ptr().add(at),
+                wide: x.wide.as_ptr().add(at),
+            }
         });
         K::tile::<T, LOW>(high, low, row_bytes, tokens)
     };
@@ -124,7 +131,8 @@ pub(super) fn lm_head_bounds(
     let (lower, upper) = (&mut lower[..n], &mut upper[..n]);
     for i in 0..n {
         let estimate = ((sums[i] * f.weight - f.offset) * f.scale) as f32 * scales[i];
-        let bound = errors[i] * f.row_error + norms[i] * f.row_norm + f.constant + estimate.abs() * f.estimate;
+        let bound =
+            errors[i] * f.row_error + norms[i] * f.row_norm + f.constant + estimate.abs() * f.estimate;
         lower[i] = estimate - bound;
         upper[i] = estimate + bound;
     }

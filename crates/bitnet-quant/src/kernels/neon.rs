@@ -175,7 +175,8 @@ impl HeadProduct for MultiplyAdd {
                 for r in 0..head_kernels::TILE_ROWS {
                     // SAFETY: whole blocks of each row and of each token.
                     unsafe {
-                        let [first, second] = head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                        let [first, second] =
+                            head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
                         let (first, second) = (vreinterpretq_u16_u8(first), vreinterpretq_u16_u8(second));
                         let even = vdupq_n_u16(0x00FF);
                         let words = [
