@@ -22,5 +22,26 @@ fn rates_and_shares_belong_together() {
     assert!(close(number("tg_peak_share"), number("tg_gb_s") / peak));
     assert!(close(number("pp_gop_s"), 2.0 * 6_291_456.0 * number("pp_tok_s") / 1e9));
     assert!(close(number("pp_int8_share"), number("pp_gop_s") / number("int8_peak_gop_s")));
+    // The head is too small for a derived one, so that every row counts as computed.
+    assert_eq!((&object["head"], number("head_candidates_p50")), (&"f16".into(), 2048.0));
     assert!(number("load_s") > 0.0 && object["isa"].is_string() && object["model"].is_string());
+}
+
+#[test]
+fn the_head_is_counted_as_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("wide.gguf").to_str().unwrap().to_owned();
+    let sizes = ["--dim", "128", "--ffn-dim", "128", "--layers", "1", "--heads", "2", "--vocab", "5000"];
+    quiet_success(&[&["synth", "--output", &model], &sizes[..]].concat());
+    // One token a run, with the same rows each time; projections, and two rows of keys and values.
+    let (others, row) = (7 * 128 * 128 / 4 + 2 * 2 * 128 * 2, 128 * 2);
+    for (head, all_rows) in [("exact", 5000 * (128 + 12)), ("int4", 5000 * (64 + 12)), ("f16", 5000 * row)] {
+        let args = ["bench", "--json", "--prompt-tokens", "1", "--gen-tokens", "1", "--repeat", "1"];
+        let object = json(&quiet_success(&[&args, &["--model", &model, "--head", head][..]].concat()));
+        let candidates = object["head_candidates_p50"].as_u64().unwrap();
+        assert_eq!((&object["head"], &object["head_candidates_p99"]), (&head.into(), &candidates.into()));
+        let beside = if head == "f16" { 0 } else { candidates * row };
+        assert_eq!(object["tg_bytes_per_token"], others + all_rows + beside, "{head}");
+        assert!(if head == "f16" { candidates == 5000 } else { candidates < 313 }, "{head}: {candidates}");
+    }
 }

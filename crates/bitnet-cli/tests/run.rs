@@ -44,6 +44,7 @@ fn flags_that_change_no_result_change_none() {
         &["--threads", "1"] as &[&str],
         &["--threads", "3", "--chunk", "2"],
         &["--head", "f16"],
+        &["--head", "int4"],
         &["--no-cache", "--device", "cpu", "--i2s-layout", "row4"],
         &["--context", "64", "--seed", "5"],
     ] {

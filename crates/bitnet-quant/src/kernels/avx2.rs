@@ -286,10 +286,10 @@ unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8) -> [__m25
     let lower_bits = _mm256_set1_epi8(0x0F);
     // SAFETY: the caller vouches for 32 bytes of each plane; a prefetch may have any address.
     let (first, second) = unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(PREFETCH_BYTES).cast());
+        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(head_kernels::PREFETCH_BYTES).cast());
         let h = _mm256_loadu_si256(high.cast());
         if LOW {
-            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(PREFETCH_BYTES).cast());
+            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(head_kernels::PREFETCH_BYTES).cast());
             let l = _mm256_loadu_si256(low.cast());
             let h_first = _mm256_andnot_si256(lower_bits, _mm256_slli_epi16::<4>(h));
             let l_second = _mm256_and_si256(lower_bits, _mm256_srli_epi16::<4>(l));

@@ -14,6 +14,9 @@ pub(super) const TILE_ROWS: usize = 4;
 /// 255 · 16256.
 pub(super) const COLS_IN_32_BITS: usize = 2048;
 
+/// How far ahead of its use each plane is asked for.
+pub(super) const PREFETCH_BYTES: usize = 8192;
+
 /// One token's codes, in the forms of [`crate::head::HeadInput`].
 #[derive(Clone, Copy)]
 pub(super) struct TokenCodes {

@@ -389,12 +389,12 @@ unsafe fn head_bytes<const LOW: bool>(high: *const u8, low: *const u8) -> [uint8
     let lower_bits = vdupq_n_u8(0x0F);
     // SAFETY: the caller vouches for 16 bytes of each plane; a prefetch may have any address.
     unsafe {
-        float32x4_t::prefetch(high.wrapping_add(PREFETCH_BYTES));
+        float32x4_t::prefetch(high.wrapping_add(head_kernels::PREFETCH_BYTES));
         let h = vld1q_u8(high);
         if !LOW {
             return [vandq_u8(h, lower_bits), vshrq_n_u8::<4>(h)];
         }
-        float32x4_t::prefetch(low.wrapping_add(PREFETCH_BYTES));
+        float32x4_t::prefetch(low.wrapping_add(head_kernels::PREFETCH_BYTES));
         let l = vld1q_u8(low);
         [vbslq_u8(lower_bits, l, vshlq_n_u8::<4>(h)), vbslq_u8(lower_bits, vshrq_n_u8::<4>(l), h)]
     }

@@ -181,10 +181,10 @@ unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8) -> [__m12
     let lower_bits = _mm_set1_epi8(0x0F);
     // SAFETY: the caller vouches for 16 bytes of each plane; a prefetch may have any address.
     let (first, second) = unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(PREFETCH_BYTES).cast());
+        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(head_kernels::PREFETCH_BYTES).cast());
         let h = _mm_loadu_si128(high.cast());
         if LOW {
-            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(PREFETCH_BYTES).cast());
+            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(head_kernels::PREFETCH_BYTES).cast());
             let l = _mm_loadu_si128(low.cast());
             let h_first = _mm_andnot_si128(lower_bits, _mm_slli_epi16::<4>(h));
             let l_second = _mm_and_si128(lower_bits, _mm_srli_epi16::<4>(l));
