@@ -18,6 +18,9 @@ pub(crate) struct GenerationArgs {
     /// End the answer before this text; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
+    /// Compute every token by itself, instead of checking guesses from the text so far; the tokens are the same.
+    #[arg(long)]
+    no_drafts: bool,
 }
 
 impl GenerationArgs {
@@ -27,6 +30,7 @@ impl GenerationArgs {
             sampling,
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
+            one_by_one: self.no_drafts,
             ..GenerateOptions::default()
         }
     }

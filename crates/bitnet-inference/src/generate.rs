@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use bitnet_core::tokenizer::{DecodeStream, Message};
 
+use crate::draft::Drafter;
 use crate::sampling::{Sampler, SamplingOptions, by_logit, log_probabilities};
-use crate::session::Session;
+use crate::session::{MAX_DRAFTS, Session};
 use crate::{Error, Model, Result};
 
 /// What is generated, and when it ends.
@@ -19,6 +20,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whether the end-of-turn tokens of the model are ignored.
     pub ignore_eos: bool,
+    /// Whether every token is computed by itself, instead of checking guesses from the text so far several at a time. It
+    /// changes no token.
+    pub one_by_one: bool,
     /// For each token, the log-probabilities of this many most likely tokens beside its own; none when absent.
     pub logprobs: Option<usize>,
 }
@@ -78,6 +82,10 @@ impl Session {
             sampler,
             text,
             n_generated: 0,
+            ahead: VecDeque::new(),
+            error: None,
+            drafter: Drafter::default(),
+            context: Vec::new(),
             logprobs: VecDeque::new(),
             finished: None,
             session: self,
@@ -101,6 +109,13 @@ pub struct Generation<'s> {
     sampler: Sampler,
     text: TextStream,
     n_generated: usize,
+    /// Tokens that were chosen together with the last one, and come next.
+    ahead: VecDeque<u32>,
+    /// What comes behind them.
+    error: Option<Error>,
+    drafter: Drafter,
+    /// Where drafts are looked for.
+    context: Vec<u32>,
     logprobs: VecDeque<TokenLogprobs>,
     finished: Option<FinishReason>,
 }
@@ -137,13 +152,13 @@ impl Generation<'_> {
         if self.finished.is_some() {
             return Ok(None);
         }
-        let position = self.session.tokens().len() + self.pending.len();
+        let position = self.prompt_len + self.n_generated;
         if self.n_generated >= self.max_tokens || position > self.session.max_seq_len() {
             self.finished = Some(FinishReason::Length);
             return Ok(None);
         }
         let token = match self.options.logprobs {
-            None => self.session.sample(&self.pending, &mut self.sampler, self.prompt_len)?,
+            None => self.choose()?,
             Some(n) => {
                 self.session.forward(&self.pending)?;
                 let (logits, tokens) = self.session.logits_and_tokens();
@@ -161,6 +176,49 @@ impl Generation<'_> {
         }
         self.pending.push(token);
         Ok(Some(token))
+    }
+
+    /// The next token: one that is chosen already, or the first of those that can be chosen together.
+    fn choose(&mut self) -> Result<u32> {
+        if let Some(token) = self.ahead.pop_front() {
+            self.session.reveal();
+            return Ok(token);
+        }
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        let &[last] = &self.pending[..] else {
+            return self.session.sample(&self.pending, &mut self.sampler, self.prompt_len);
+        };
+        // What follows is looked for behind the last token, which is not in the session yet.
+        self.context.clear();
+        self.context.extend_from_slice(self.session.tokens());
+        self.context.push(last);
+        let room = self.session.max_seq_len() - self.context.len();
+        let wanted = self.max_tokens - self.n_generated - 1;
+        let most = MAX_DRAFTS.min(room).min(wanted).min(self.session.chunk() - 1);
+        let most = if self.options.one_by_one { 0 } else { most };
+        let drafts = self.drafter.guess(&self.context, most);
+        if drafts.is_empty() {
+            return self.session.sample(&[last], &mut self.sampler, self.prompt_len);
+        }
+        let n_drafts = drafts.len();
+        let model = (!self.options.ignore_eos).then(|| self.session.model().clone());
+        let ahead = &mut self.ahead;
+        let sampled =
+            self.session.sample_drafted(last, drafts, &mut self.sampler, self.prompt_len, |token| {
+                ahead.push_back(token);
+                !model.as_ref().is_some_and(|model| model.is_end_of_turn(token))
+            });
+        match self.ahead.pop_front() {
+            Some(token) => {
+                // An error belongs to the token behind those that were chosen.
+                self.error = sampled.err();
+                self.drafter.learn(n_drafts, self.ahead.len());
+                Ok(token)
+            }
+            None => Err(sampled.err().unwrap_or(Error::EmptyPrompt)),
+        }
     }
 
     fn next_piece(&mut self) -> Result<Option<String>> {

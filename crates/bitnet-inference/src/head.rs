@@ -2,10 +2,12 @@
 
 mod selection;
 
+use std::ops::Range;
+
 use bitnet_core::Device;
 use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool};
 use bitnet_quant::head::bounds::groups;
-use bitnet_quant::head::{self, HeadInput, HeadPlanes, HeadStage, HeadView, padded_head_cols};
+use bitnet_quant::head::{self, HEAD_TOKENS, HeadInput, HeadPlanes, HeadStage, HeadView, padded_head_cols};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::threads::Threads;
@@ -20,6 +22,8 @@ use crate::weights::WeightBytes;
 
 /// Heads with fewer rows are computed in full: choosing rows costs more than it saves.
 pub const DEFAULT_MIN_HEAD_ROWS: usize = 4096;
+/// Tokens that are chosen at a time, at most.
+pub(crate) const MAX_CHOICES: usize = HEAD_TOKENS;
 /// When more than one row in so many can win, all are computed.
 const CANDIDATE_SHARE: usize = 16;
 
@@ -113,13 +117,13 @@ impl DerivedHead {
 /// What a session keeps to choose tokens by way of the derived head.
 #[derive(Debug)]
 pub(crate) struct HeadState {
-    high: Buffer<i8>,         // (padded dim)
-    low: Buffer<i8>,          // (padded dim)
-    wide: Buffer<i16>,        // (padded dim)
-    lower: Buffer<f32>,       // (vocab_size)
-    upper: Buffer<f32>,       // (vocab_size)
-    group_lower: Buffer<f32>, // (groups of vocab_size)
-    group_upper: Buffer<f32>, // (groups of vocab_size)
+    high: Buffer<i8>,         // (choices, padded dim)
+    low: Buffer<i8>,          // (choices, padded dim)
+    wide: Buffer<i16>,        // (choices, padded dim)
+    lower: Buffer<f32>,       // (choices, vocab_size)
+    upper: Buffer<f32>,       // (choices, vocab_size)
+    group_lower: Buffer<f32>, // (choices, groups of vocab_size)
+    group_upper: Buffer<f32>, // (choices, groups of vocab_size)
     ids: Vec<u32>,
     logits: Buffer<f32>, // (candidates at most)
     scores: Vec<f64>,
@@ -132,13 +136,13 @@ impl HeadState {
         let (rows, cols) = (config.vocab_size, padded_head_cols(config.dim));
         let most = rows / CANDIDATE_SHARE;
         Ok(HeadState {
-            high: pool.buffer(cols)?,
-            low: pool.buffer(cols)?,
-            wide: pool.buffer(cols)?,
-            lower: pool.buffer(rows)?,
-            upper: pool.buffer(rows)?,
-            group_lower: pool.buffer(groups(rows))?,
-            group_upper: pool.buffer(groups(rows))?,
+            high: pool.buffer(MAX_CHOICES * cols)?,
+            low: pool.buffer(MAX_CHOICES * cols)?,
+            wide: pool.buffer(MAX_CHOICES * cols)?,
+            lower: pool.buffer(MAX_CHOICES * rows)?,
+            upper: pool.buffer(MAX_CHOICES * rows)?,
+            group_lower: pool.buffer(MAX_CHOICES * groups(rows))?,
+            group_upper: pool.buffer(MAX_CHOICES * groups(rows))?,
             ids: Vec::with_capacity(most),
             logits: pool.buffer(most)?,
             scores: Vec::with_capacity(groups(rows) + most),
@@ -148,36 +152,58 @@ impl HeadState {
 }
 
 impl Model {
-    /// The token that follows the one in row `row` of the last chunk, whose first token was at `first`.
+    /// The tokens that follow those in `rows` of the last chunk, whose first token was at `first`, one after the other
+    /// as long as `accept` takes them. What has to be read of all rows of the head is read once.
     ///
-    /// `tokens`: those up to that row, of which the ones from `generated_from` on were generated.
+    /// `tokens`: those up to the last row, of which the ones from `generated_from` on were generated; `rows`: at most
+    /// [`MAX_CHOICES`].
     pub(crate) fn choose(
         &self,
-        row: usize,
+        rows: Range<usize>,
         first: usize,
         tokens: &[u32],
         generated_from: usize,
         sampler: &mut Sampler,
         state: &mut RunState,
-    ) -> Result<u32> {
+        mut accept: impl FnMut(u32) -> bool,
+    ) -> Result<()> {
         let inner = &*self.inner;
+        let dim = inner.config.dim;
         let n_tokens = sampler.vocab_size().min(inner.config.vocab_size);
-        state.head.candidates = None;
-        if let Some(head) = &inner.head
-            && let Some(need) = sampler.need(tokens.len())
-        {
-            let x = &state.normed[row * inner.config.dim..][..inner.config.dim];
-            let cpu = Cpu { kernels: inner.kernels, threads: &inner.threads };
-            sampler.touch(tokens, generated_from, n_tokens);
-            let selected =
-                state.head.select(cpu, head, &inner.weights.head().view(), x, n_tokens, &need, sampler);
-            if let Some(candidates) = selected {
-                state.head.candidates = Some(candidates);
-                return Ok(sampler.choose(tokens.len()));
+        let cpu = Cpu { kernels: inner.kernels, threads: &inner.threads };
+        let mut needs = [None; MAX_CHOICES];
+        for (need, row) in needs.iter_mut().zip(rows.clone()) {
+            *need = sampler.need(first + row + 1);
+        }
+        let x = &state.normed[rows.start * dim..rows.end * dim];
+        let bounded = match (&inner.head, needs[0]) {
+            (Some(head), Some(need)) => {
+                // Whether there is a need is a matter of the sampler's options, not of the row.
+                let needs = needs.map(|n| n.unwrap_or(need));
+                state.head.bound(cpu, head, x, n_tokens, &needs[..rows.len()])
+            }
+            _ => false,
+        };
+        for (t, row) in rows.enumerate() {
+            let tokens = &tokens[..first + row + 1];
+            state.head.candidates = None;
+            if let Some(need) = needs[t].filter(|_| bounded) {
+                let x = &state.normed[row * dim..][..dim];
+                sampler.touch(tokens, generated_from, n_tokens);
+                let w = inner.weights.head().view();
+                state.head.candidates = state.head.select(cpu, &w, (t, x), n_tokens, &need, sampler);
+            }
+            let token = if state.head.candidates.is_some() {
+                sampler.choose(tokens.len())
+            } else {
+                self.logits(row, first, state)?;
+                sampler.sample(&state.logits[..n_tokens], tokens, generated_from, tokens.len())
+            };
+            if !accept(token) {
+                break;
             }
         }
-        self.logits(row, first, state)?;
-        Ok(sampler.sample(&state.logits[..n_tokens], tokens, generated_from, tokens.len()))
+        Ok(())
     }
 
     /// How the head is computed where tokens are chosen: what was asked for, or `F16` where the head is too small.

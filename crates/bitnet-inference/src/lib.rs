@@ -18,6 +18,7 @@
 pub mod config;
 pub mod convert;
 mod derived;
+mod draft;
 mod error;
 mod generate;
 mod head;

@@ -1,17 +1,22 @@
 //! A session: one sequence of tokens, its KV cache and its activations.
 
+use std::ops::Range;
+
 use bitnet_core::BitNetDType;
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
 use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::config::ModelConfig;
+use crate::head::MAX_CHOICES;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::sampling::Sampler;
 use crate::state::RunState;
 use crate::{Error, Result};
 
+/// Tokens that are guessed at a time, at most.
+pub(crate) const MAX_DRAFTS: usize = MAX_CHOICES - 1;
 /// Tokens of a prompt that are computed together.
 pub const DEFAULT_CHUNK: usize = 128;
 
@@ -36,6 +41,8 @@ pub struct Session {
     cache: KvCache,
     state: RunState,
     tokens: Vec<u32>,
+    /// The last tokens that are computed already, but that nobody has been given yet.
+    n_hidden: usize,
     max_seq_len: usize,
 }
 
@@ -58,7 +65,7 @@ impl Session {
         let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, dtype)?;
         let state = RunState::new(pool, config, chunk)?;
         let tokens = Vec::with_capacity(max_seq_len);
-        Ok(Session { model, cache, state, tokens, max_seq_len })
+        Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
     }
 
     /// The model.
@@ -68,7 +75,7 @@ impl Session {
 
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+        &self.tokens[..self.tokens.len() - self.n_hidden]
     }
 
     /// Positions that the session has room for.
@@ -96,6 +103,8 @@ impl Session {
 
     /// Forgets the tokens from `len` on; what comes next continues from there.
     pub fn truncate(&mut self, len: usize) {
+        let len = len.min(self.tokens().len());
+        self.n_hidden = 0;
         self.tokens.truncate(len);
         self.cache.truncate(len);
     }
@@ -128,8 +137,66 @@ impl Session {
     pub fn sample(&mut self, tokens: &[u32], sampler: &mut Sampler, generated_from: usize) -> Result<u32> {
         let _env = DefaultFloatEnv::enter();
         let (position, row) = self.append(tokens)?;
-        let token = self.model.choose(row, position, &self.tokens, generated_from, sampler, &mut self.state);
-        self.keep_sound(token)
+        let mut chosen = 0;
+        let choice = self.choose(row..row + 1, position, sampler, generated_from, |token| {
+            chosen = token;
+            false
+        });
+        self.keep_sound(choice)?;
+        Ok(chosen)
+    }
+
+    /// Appends `token` and, as a guess at what follows, `drafts`; then chooses tokens as [`Session::sample`] would have,
+    /// one by one: `accept` gets each, and says whether the next is wanted. The session keeps the drafts that were right
+    /// and accepted, and [reveals](Self::reveal) them one by one. A wrong one leaves no trace, not even an error.
+    ///
+    /// `drafts`: at most [`MAX_DRAFTS`], and fewer than a chunk has tokens.
+    pub(crate) fn sample_drafted(
+        &mut self,
+        token: u32,
+        drafts: &[u32],
+        sampler: &mut Sampler,
+        generated_from: usize,
+        mut accept: impl FnMut(u32) -> bool,
+    ) -> Result<()> {
+        let _env = DefaultFloatEnv::enter();
+        assert!(drafts.len() <= MAX_DRAFTS && drafts.len() < self.state.chunk);
+        let mut tokens = [token; MAX_CHOICES];
+        tokens[1..=drafts.len()].copy_from_slice(drafts);
+        let first = self.tokens.len();
+        let broken = self.chunks(&tokens[..=drafts.len()], |_, _, _| Ok(())).err();
+        let n_sound = self.tokens.len() - first;
+        if n_sound == 0 {
+            return broken.map_or(Ok(()), Err);
+        }
+        let mut n_right = 0;
+        let choices = self.choose(0..n_sound, first, sampler, generated_from, |token| {
+            let right = accept(token) && drafts.get(n_right) == Some(&token);
+            n_right += usize::from(right);
+            right
+        });
+        self.truncate(first + 1 + n_right);
+        let choices = self.keep_sound(choices);
+        self.n_hidden = self.tokens.len().saturating_sub(first + 1);
+        choices?;
+        // The broken token was guessed right: sampling one by one would have come upon it, too.
+        broken.filter(|_| n_right == n_sound).map_or(Ok(()), Err)
+    }
+
+    /// Counts one more of the drafts that were right among the session's tokens.
+    pub(crate) fn reveal(&mut self) {
+        self.n_hidden = self.n_hidden.saturating_sub(1);
+    }
+
+    fn choose(
+        &mut self,
+        rows: Range<usize>,
+        first: usize,
+        sampler: &mut Sampler,
+        generated_from: usize,
+        accept: impl FnMut(u32) -> bool,
+    ) -> Result<()> {
+        self.model.choose(rows, first, &self.tokens, generated_from, sampler, &mut self.state, accept)
     }
 
     /// Rows of the head that the last [`Session::sample`] computed as they are stored; `None` where it computed all.
@@ -183,6 +250,8 @@ impl Session {
         tokens: &[u32],
         mut after: impl FnMut(&mut RunState, usize, usize) -> Result<()>,
     ) -> Result<()> {
+        // What nobody has seen does not count, now that something else follows.
+        self.truncate(usize::MAX);
         let vocab_size = self.model.config().vocab_size;
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::TokenOutOfRange { id, vocab_size });

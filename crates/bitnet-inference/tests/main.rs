@@ -5,6 +5,7 @@
 mod common;
 mod convert;
 mod derived;
+mod drafts;
 mod equality;
 mod goldens;
 mod head;

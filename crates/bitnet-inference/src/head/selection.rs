@@ -12,49 +12,64 @@ use crate::sampling::{Need, Sampler};
 const EARLY: usize = 8;
 
 impl HeadState {
-    /// Gives `sampler` every id below `n_tokens` that its choice can depend on, with its logit: their number. The ids
-    /// that penalties and biases change, which the sampler has found, are among them.
+    /// Bounds of what the scores of ids below `n_tokens` can be, for each row of `x`: (needs, dim). Each row of the head is
+    /// read once for all of them.
     ///
-    /// `None` where all logits are needed: the bounds leave too many, or there are none.
-    pub(super) fn select(
+    /// False where there are no bounds.
+    pub(super) fn bound(
         &mut self,
         cpu: Cpu<'_>,
         head: &DerivedHead,
-        w: &DenseView<'_>,
         x: &[f32],
+        n_tokens: usize,
+        needs: &[Need],
+    ) -> bool {
+        let n = needs.len();
+        let n_groups = groups(n_tokens);
+        let mut input = HeadInput::new(&mut self.high, &mut self.low, &mut self.wide);
+        if !input.encode(cpu.kernels, x, x.len() / n) {
+            return false;
+        }
+        let to_scores = |t: usize, first, lower: &mut [f32], upper: &mut [f32]| {
+            needs[t].bounds(first, lower, upper);
+        };
+        let transform: Option<Transform<'_>> =
+            if needs.iter().any(Need::is_noisy) { Some(&to_scores) } else { None };
+        let bounds = RowBounds {
+            lower: &mut self.lower[..n * n_tokens],
+            upper: &mut self.upper[..n * n_tokens],
+            group_lower: &mut self.group_lower[..n * n_groups],
+            group_upper: &mut self.group_upper[..n * n_groups],
+        };
+        bound_rows(cpu.kernels, cpu.threads, &head.view(), head.stage, &input, n_tokens, transform, bounds)
+    }
+
+    /// Gives `sampler` every id below `n_tokens` that its choice can depend on, with its logit: their number. The ids
+    /// that penalties and biases change, which the sampler has found, are among them.
+    ///
+    /// `t`: the row of what was [bounded](Self::bound), `x` that row: (dim). `None` where all logits are needed: the bounds
+    /// leave too many.
+    pub(super) fn select(
+        &mut self,
+        cpu: Cpu<'_>,
+        w: &DenseView<'_>,
+        (t, x): (usize, &[f32]),
         n_tokens: usize,
         need: &Need,
         sampler: &mut Sampler,
     ) -> Option<usize> {
         let HeadState { ids, logits, scores, .. } = self;
-        let (lower, upper) = (&mut self.lower[..n_tokens], &mut self.upper[..n_tokens]);
         let n_groups = groups(n_tokens);
-        let (group_lower, group_upper) =
-            (&mut self.group_lower[..n_groups], &mut self.group_upper[..n_groups]);
+        let (lower, upper) =
+            (&mut self.lower[t * n_tokens..][..n_tokens], &mut self.upper[t * n_tokens..][..n_tokens]);
+        let (group_lower, group_upper) = (
+            &mut self.group_lower[t * n_groups..][..n_groups],
+            &self.group_upper[t * n_groups..][..n_groups],
+        );
         let most = n_tokens / CANDIDATE_SHARE;
         ids.clear();
         ids.extend(sampler.touched_ids().take(most + 1));
         if ids.len() > most || need.k > n_groups {
-            return None;
-        }
-
-        let mut input = HeadInput::new(&mut self.high, &mut self.low, &mut self.wide);
-        if !input.encode(cpu.kernels, x, w.cols()) {
-            return None;
-        }
-        let to_scores = |_, first, lower: &mut [f32], upper: &mut [f32]| need.bounds(first, lower, upper);
-        let bounds = RowBounds { lower, upper, group_lower, group_upper };
-        let transform: Option<Transform<'_>> = if need.is_noisy() { Some(&to_scores) } else { None };
-        if !bound_rows(
-            cpu.kernels,
-            cpu.threads,
-            &head.view(),
-            head.stage,
-            &input,
-            n_tokens,
-            transform,
-            bounds,
-        ) {
             return None;
         }
 
