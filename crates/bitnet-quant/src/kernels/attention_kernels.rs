@@ -17,7 +17,7 @@ use crate::attention::MAX_HEAD_DIM;
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK, tree};
 
 /// How far ahead of its use a key or value is asked for.
-const PREFETCH_BYTES: usize = 16384;
+const PREFETCH_BYTES: usize = 8192;
 /// Positions of a block: of a multiple of every vector, so that a block's scores are whole vectors.
 const BLOCK_ROWS: usize = 32;
 /// Positions of a block when heads are so long that [`BLOCK_ROWS`] of them would crowd the cache.
