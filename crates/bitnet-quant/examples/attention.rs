@@ -126,7 +126,8 @@ fn layer_seconds(
     let q: Vec<f32> = (0..tokens * dim).map(|i| (i * 37 % 255) as f32 * 1e-3 - 0.127).collect();
     let mut out = vec![0.0; q.len()];
     let room = HEADS.scratch_queries(POSITIONS, tokens);
-    let (mut weighted, mut max, mut sum) = (vec![0.0; room * HEADS.head_dim], vec![0.0; room], vec![0.0; room]);
+    let (mut weighted, mut max, mut sum) =
+        (vec![0.0; room * HEADS.head_dim], vec![0.0; room], vec![0.0; room]);
     fastest(|i| {
         let (k, v, _) = memory.layer(form, i % LAYERS);
         let scratch = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };

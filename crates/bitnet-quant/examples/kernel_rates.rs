@@ -178,7 +178,8 @@ fn attend(kernels: &Kernels, threads: &Threads, cache: &[u16]) -> f64 {
     let q: Vec<f32> = activations(HEADS.n_heads * HEADS.head_dim).iter().map(|q| q * 1e-3).collect();
     let mut out = vec![0.0; q.len()];
     let room = HEADS.scratch_queries(POSITIONS, 1);
-    let (mut weighted, mut max, mut sum) = (vec![0.0; room * HEADS.head_dim], vec![0.0; room], vec![0.0; room]);
+    let (mut weighted, mut max, mut sum) =
+        (vec![0.0; room * HEADS.head_dim], vec![0.0; room], vec![0.0; room]);
     let layers: Vec<_> = cache.chunks_exact(2 * HEADS.row_start(0, POSITIONS)).collect();
     fastest(layers.len(), |i| {
         let (k, v) = layers[i].split_at(layers[i].len() / 2);

@@ -234,7 +234,14 @@ impl Layer<'_> {
     }
 
     /// Computes the queries of `tile` over one chunk; `at`: where the queries of the chunk and the head begin.
-    fn one_chunk(&self, kv_head: usize, tile: Range<usize>, chunk: usize, at: usize, partials: &Partials<'_>) {
+    fn one_chunk(
+        &self,
+        kv_head: usize,
+        tile: Range<usize>,
+        chunk: usize,
+        at: usize,
+        partials: &Partials<'_>,
+    ) {
         let blind = self.blind(&tile, chunk);
         let seeing = tile.start + blind..tile.end;
         if seeing.is_empty() {
@@ -249,7 +256,13 @@ impl Layer<'_> {
     }
 
     #[inline(never)]
-    fn one_chunk_gathered(&self, kv_head: usize, tile: Range<usize>, chunk: usize, part: PartialAttention<'_>) {
+    fn one_chunk_gathered(
+        &self,
+        kv_head: usize,
+        tile: Range<usize>,
+        chunk: usize,
+        part: PartialAttention<'_>,
+    ) {
         let mut q = Aligned::ZERO;
         let q = self.gather(kv_head, tile.clone(), &mut q.0);
         self.attend(kv_head, tile, q, chunk, part);
@@ -286,7 +299,14 @@ impl Layer<'_> {
     }
 
     /// The queries of `tile`, all of which see some of `chunk`.
-    fn attend(&self, kv_head: usize, tile: Range<usize>, q: &[f32], chunk: usize, part: PartialAttention<'_>) {
+    fn attend(
+        &self,
+        kv_head: usize,
+        tile: Range<usize>,
+        q: &[f32],
+        chunk: usize,
+        part: PartialAttention<'_>,
+    ) {
         let start = chunk * SOFTMAX_CHUNK;
         let seen = |query: usize| SOFTMAX_CHUNK.min(self.n_positions(query) - start);
         let mut lens = [0; MAX_QUERIES];
@@ -320,7 +340,8 @@ impl Layer<'_> {
     fn contiguous(&self, kv_head: usize, tile: &Range<usize>) -> Option<Range<usize>> {
         let group = self.heads.group();
         let start = self.at(kv_head, tile.start);
-        (tile.start / group == (tile.end - 1) / group).then(|| start..start + tile.len() * self.heads.head_dim)
+        (tile.start / group == (tile.end - 1) / group)
+            .then(|| start..start + tile.len() * self.heads.head_dim)
     }
 
     fn gather<'a>(&self, kv_head: usize, tile: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
@@ -330,5 +351,90 @@ impl Layer<'_> {
             to.copy_from_slice(&self.q[self.at(kv_head, query)..][..head_dim]);
         }
         to
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::float::{exp, fma};
+    use crate::reduce::{head_dot, head_sum};
+
+    /// Attention as its definition reads, on rows of `f32`.
+    fn defined(heads: Heads, q: &[f32], k: &[f32], v: &[f32], first: usize) -> Vec<f32> {
+        let Heads { n_heads, head_dim, .. } = heads;
+        let row = |rows: &[f32], kv_head: usize, position: usize| -> Vec<f32> {
+            rows[heads.row_start(kv_head, position)..][..head_dim].to_vec()
+        };
+        let mut out = Vec::new();
+        for (i, q) in q.chunks_exact(head_dim).enumerate() {
+            let (n, kv_head) = (first + i / n_heads + 1, i % n_heads / heads.group());
+            let (mut acc, mut max, mut sum) = (vec![0.0; head_dim], 0.0, 0.0);
+            for start in (0..n).step_by(SOFTMAX_CHUNK) {
+                let positions = start..n.min(start + SOFTMAX_CHUNK);
+                let scores: Vec<f32> =
+                    positions.clone().map(|j| head_dot(row(k, kv_head, j).into_iter(), q)).collect();
+                let chunk_max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights: Vec<f32> = scores.iter().map(|s| exp(s - chunk_max)).collect();
+                let mut chunk = vec![0.0; head_dim];
+                for (j, weight) in positions.zip(&weights) {
+                    for (c, v) in chunk.iter_mut().zip(row(v, kv_head, j)) {
+                        *c = fma(*weight, v, *c);
+                    }
+                }
+                if start == 0 {
+                    (acc, max, sum) = (chunk, chunk_max, head_sum(&weights));
+                    continue;
+                }
+                let new_max = f32::max(max, chunk_max);
+                let (alpha, beta) = (exp(max - new_max), exp(chunk_max - new_max));
+                for (a, c) in acc.iter_mut().zip(chunk) {
+                    *a = fma(c, beta, *a * alpha);
+                }
+                sum = fma(head_sum(&weights), beta, sum * alpha);
+                max = new_max;
+            }
+            out.extend(acc.iter().map(|a| a / sum));
+        }
+        out
+    }
+
+    /// Numbers that differ, from the bits of a multiplicative hash.
+    fn scattered(n: usize, seed: u32) -> impl Iterator<Item = f32> {
+        (0..n as u32).map(move |i| {
+            let bits = (i ^ seed).wrapping_mul(0x9e37_79b9).rotate_left(15).wrapping_mul(0x85eb_ca6b);
+            (bits >> 8) as f32 / (1 << 22) as f32 - 2.0
+        })
+    }
+
+    #[test]
+    fn any_split_of_the_work_gives_the_defined_sums() {
+        let shapes = [(4, 1, 32), (6, 2, 6), (3, 3, 34), (10, 2, 40), (40, 1, 32), (2, 1, MAX_HEAD_DIM)];
+        let places = [(0, 1), (0, 13), (255, 1), (250, 7), (255, 2), (251, 20), (511, 1), (505, 8), (509, 9)];
+        for (n_heads, n_kv_heads, head_dim) in shapes {
+            let heads = Heads { n_heads, n_kv_heads, head_dim };
+            let len = heads.row_start(0, 768);
+            let k: Vec<u16> = scattered(len, 1).map(|x| f16::from_f32(x).to_bits()).collect();
+            let v: Vec<u16> = scattered(len, 2).map(|x| f16::from_f32(x).to_bits()).collect();
+            let [wide_k, wide_v] =
+                [&k, &v].map(|rows| rows.iter().map(|b| f16::from_bits(*b).to_f32()).collect::<Vec<_>>());
+            for (first, n) in places {
+                let q: Vec<f32> = scattered(n * n_heads * head_dim, 3).collect();
+                let want = defined(heads, &q, &wide_k, &wide_v, first);
+                for n_threads in [1, 2, 16] {
+                    let threads = Threads::new(n_threads);
+                    let room = heads.scratch_queries(first + n, n);
+                    let (mut weighted, mut max, mut sum) =
+                        (vec![0.0; room * head_dim], vec![0.0; room], vec![0.0; room]);
+                    let mut out = vec![0.0; q.len()];
+                    let scratch = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };
+                    let rows = (KvRows::F16(&k), KvRows::F16(&v));
+                    attention(Kernels::best(), &threads, heads, &q, rows, first, scratch, &mut out);
+                    assert!(out == want, "{heads:?}, {n} tokens at {first}, {n_threads} threads");
+                }
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
 mod float_kernels;
+mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -28,6 +29,8 @@ use crate::attention::MAX_HEAD_DIM;
 use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
+
+pub use kv_rows::{KvRows, KvRowsMut, store_tokens};
 
 /// An instruction set that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,45 +93,6 @@ pub(crate) const MAX_QUERY_ELEMENTS: usize = 4096;
 pub const fn max_queries(head_dim: usize) -> usize {
     let n = MAX_QUERY_ELEMENTS / head_dim.next_multiple_of(HEAD_LANES);
     if n < MAX_QUERIES { n } else { MAX_QUERIES }
-}
-
-/// Rows of K or V, as they are stored.
-#[derive(Debug, Clone, Copy)]
-pub enum KvRows<'a> {
-    /// Single precision.
-    F32(&'a [f32]),
-    /// Half precision, as bits.
-    F16(&'a [u16]),
-    /// Signed bytes: an element is its code, as `f32`, times the scale of its row.
-    I8 {
-        /// The elements.
-        codes: &'a [i8],
-        /// A scale for each row.
-        scales: &'a [f32],
-    },
-}
-
-impl<'a> KvRows<'a> {
-    /// `n` rows of `dim` elements, from row `first` on.
-    pub(crate) fn rows(self, first: usize, n: usize, dim: usize) -> KvRows<'a> {
-        let elements = first * dim..(first + n) * dim;
-        match self {
-            KvRows::F32(r) => KvRows::F32(&r[elements]),
-            KvRows::F16(r) => KvRows::F16(&r[elements]),
-            KvRows::I8 { codes, scales } => {
-                KvRows::I8 { codes: &codes[elements], scales: &scales[first..first + n] }
-            }
-        }
-    }
-
-    /// Whole rows of `dim` elements that there are.
-    fn n_rows(&self, dim: usize) -> usize {
-        match self {
-            KvRows::F32(r) => r.len() / dim,
-            KvRows::F16(r) => r.len() / dim,
-            KvRows::I8 { codes, scales } => scales.len().min(codes.len() / dim),
-        }
-    }
 }
 
 /// Softmax attention of some queries over some positions, before it is divided by the sum of its weights.

@@ -144,7 +144,7 @@ impl Summary {
                 context,
                 weights,
                 kv_f16: Session::kv_cache_bytes(config, context, BitNetDType::F16),
-                activations: Session::activation_bytes(config, DEFAULT_CHUNK.min(context))?,
+                activations: Session::activation_bytes(config, DEFAULT_CHUNK.min(context), context)?,
             },
             unused_tensors: source.unused_tensors(),
         })

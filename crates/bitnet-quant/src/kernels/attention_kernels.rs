@@ -187,7 +187,8 @@ struct Scratch {
 }
 
 const _: () = assert!(BLOCK_ROWS * LONG_HEAD <= BLOCK_ROWS_OF_LONG_HEADS * MAX_HEAD_DIM);
-const _: () = assert!(BLOCK_ROWS_OF_LONG_HEADS.is_multiple_of(MAX_LANES) && SOFTMAX_CHUNK.is_multiple_of(BLOCK_ROWS));
+const _: () =
+    assert!(BLOCK_ROWS_OF_LONG_HEADS.is_multiple_of(MAX_LANES) && SOFTMAX_CHUNK.is_multiple_of(BLOCK_ROWS));
 
 /// [`super::Kernels::attend`].
 ///
@@ -233,7 +234,14 @@ pub(super) unsafe fn attend<V: Vector, const K4: usize, const K2: usize, const K
             if widen {
                 // The product of +0 in q and -0 in k is -0, and adding -0 changes no lane, where adding +0 would
                 // change a lane of -0.
-                with_rows!(k, |k| widen_rows::<V, _>(k.after(first, dim), block.len(), dim, padded, -0.0, wide));
+                with_rows!(k, |k| widen_rows::<V, _>(
+                    k.after(first, dim),
+                    block.len(),
+                    dim,
+                    padded,
+                    -0.0,
+                    wide
+                ));
                 tile.dot::<V, _, K4, K2, K1>(F32Rows(wide), block, false);
             } else {
                 with_rows!(k, |k| tile.dot::<V, _, K4, K2, K1>(k.after(first, dim), block, true));
@@ -246,7 +254,14 @@ pub(super) unsafe fn attend<V: Vector, const K4: usize, const K2: usize, const K
         for first in (0..n).step_by(block_rows) {
             let block = first..n.min(first + block_rows);
             if widen {
-                with_rows!(v, |v| widen_rows::<V, _>(v.after(first, dim), block.len(), dim, padded, 0.0, wide));
+                with_rows!(v, |v| widen_rows::<V, _>(
+                    v.after(first, dim),
+                    block.len(),
+                    dim,
+                    padded,
+                    0.0,
+                    wide
+                ));
                 tile.weigh::<V, _, C4>(F32Rows(wide), block, false);
             } else {
                 with_rows!(v, |v| tile.weigh::<V, _, C4>(v.after(first, dim), block, true));
@@ -278,7 +293,14 @@ unsafe fn prefetch_start<V: Vector, R: Rows>(rows: R, dim: usize) {
 
 /// Writes `n` rows of `dim` elements as rows of `padded` elements of single precision.
 #[inline(always)]
-unsafe fn widen_rows<V: Vector, R: Rows>(rows: R, n: usize, dim: usize, padded: usize, pad: f32, to: *mut f32) {
+unsafe fn widen_rows<V: Vector, R: Rows>(
+    rows: R,
+    n: usize,
+    dim: usize,
+    padded: usize,
+    pad: f32,
+    to: *mut f32,
+) {
     for j in 0..n {
         // SAFETY: the caller enables the instruction set and vouches for the rows and the room for them.
         unsafe {
@@ -422,7 +444,12 @@ impl Tile<'_> {
 
     /// Adds the values `rows` of the positions in `block`, weighed with the scores.
     #[inline(always)]
-    unsafe fn weigh<V: Vector, R: Rows, const C4: usize>(&self, rows: R, block: Range<usize>, from_memory: bool) {
+    unsafe fn weigh<V: Vector, R: Rows, const C4: usize>(
+        &self,
+        rows: R,
+        block: Range<usize>,
+        from_memory: bool,
+    ) {
         let mut i = 0;
         // SAFETY: the caller enables the instruction set and vouches for the rows; i is one of the queries.
         unsafe {

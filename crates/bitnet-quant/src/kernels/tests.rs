@@ -386,7 +386,8 @@ fn attention_case() -> impl Strategy<Value = (usize, Vec<usize>)> {
     (prop_oneof![9 => head_dims(), 1 => Just(MAX_HEAD_DIM)], len(), 1..=12usize, 0..4usize).prop_map(
         |(dim, len, n_queries, spread)| {
             // The oracle takes its time; long contexts have few queries.
-            let n_queries = if len * dim > 10_000 { n_queries.min(7) } else { n_queries }.min(max_queries(dim));
+            let n_queries =
+                if len * dim > 10_000 { n_queries.min(7) } else { n_queries }.min(max_queries(dim));
             (dim, (0..n_queries).map(|i| (len + i * spread / 3).min(SOFTMAX_CHUNK)).collect())
         },
     )
@@ -535,13 +536,17 @@ fn the_first_of_equal_zeros_is_the_maximum() {
 #[test]
 fn values_that_a_query_does_not_see_add_nothing() {
     // e^-2 times the smallest number, rounded, makes the sum of the first query -0; +0 · 1 would make that +0.
-    let k: Vec<f32> = [2.0f32, 0.0, 0.0].iter().flat_map(|k| [[*k].as_slice(), &[0.0; 31]].concat()).collect();
+    let k: Vec<f32> =
+        [2.0f32, 0.0, 0.0].iter().flat_map(|k| [[*k].as_slice(), &[0.0; 31]].concat()).collect();
     let v: Vec<f32> = [0.0, -f32::from_bits(1), 1.0].iter().flat_map(|v| [*v; 32]).collect();
     for kernels in Kernels::available() {
         for lens in [vec![2, 3, 3, 3], vec![2, 3], vec![2, 2, 2, 2, 3]] {
             let q = [1.0; 32].repeat(lens.len());
             let [weighted, ..] = attend(kernels, &q, KvRows::F32(&k), KvRows::F32(&v), &lens);
-            assert!(weighted[..32].iter().all(|w| w.to_bits() == (-0.0f32).to_bits()), "{kernels:?} {lens:?}");
+            assert!(
+                weighted[..32].iter().all(|w| w.to_bits() == (-0.0f32).to_bits()),
+                "{kernels:?} {lens:?}"
+            );
         }
     }
 }
