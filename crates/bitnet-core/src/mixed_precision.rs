@@ -19,7 +19,7 @@ impl ComponentType {
     /// The formats that the engine can keep this component in; the first is the default.
     pub const fn supported(self) -> &'static [BitNetDType] {
         match self {
-            ComponentType::KvCache => &[BitNetDType::F16, BitNetDType::F32],
+            ComponentType::KvCache => &[BitNetDType::F16, BitNetDType::F32, BitNetDType::I8],
             ComponentType::Norm => &[BitNetDType::F32],
         }
     }
@@ -85,6 +85,6 @@ mod tests {
         let ternary =
             MixedPrecisionConfig::default().with_component(ComponentType::KvCache, BitNetDType::BitNet158);
         let message = PrecisionManager::new(ternary).unwrap_err().to_string();
-        assert_eq!(message, "the KV cache cannot be kept as bitnet158; it can be f16, f32");
+        assert_eq!(message, "the KV cache cannot be kept as bitnet158; it can be f16, f32, i8");
     }
 }

@@ -3,13 +3,12 @@
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
 use bitnet_core::{BitNetDType, Error as CoreError};
 use bitnet_quant::attention::Heads;
-use bitnet_quant::kernels::{Kernels, KvRows};
+use bitnet_quant::kernels::{KvRows, KvRowsMut, store_tokens};
 use bitnet_quant::reduce::SOFTMAX_CHUNK;
 use bitnet_quant::ternary::NON_FINITE;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use crate::Result;
+use crate::ops::Cpu;
 
 /// Magnitudes from here on (as bits without the sign) round to infinity in half precision: 65520.
 const BEYOND_F16: u32 = 65520f32.to_bits();
@@ -19,7 +18,7 @@ const BEYOND_F16: u32 = 65520f32.to_bits();
 pub(crate) struct KvCache {
     rows: Rows,
     heads: Heads,
-    layer_len: usize, // elements of K, or of V, of one layer
+    layer_rows: usize, // rows of K, or of V, of one layer
     /// The absolute position of the next token.
     pub position: usize,
     /// Tokens whose keys and values are held.
@@ -31,6 +30,8 @@ enum Rows {
     // Each: (n_layers, chunk, n_kv_heads, position in the chunk, head_dim)
     F32 { k: Buffer<f32>, v: Buffer<f32> },
     F16 { k: Buffer<u16>, v: Buffer<u16> },
+    // The scales: (n_layers, chunk, n_kv_heads, position in the chunk)
+    I8 { k: Buffer<i8>, k_scales: Buffer<f32>, v: Buffer<i8>, v_scales: Buffer<f32> },
 }
 
 impl KvCache {
@@ -42,19 +43,32 @@ impl KvCache {
         max_seq_len: usize,
         dtype: BitNetDType,
     ) -> Result<Self> {
-        let layer_len = Self::layer_len(heads, max_seq_len);
-        let n = n_layers * layer_len;
+        let layer_rows = Self::layer_rows(heads, max_seq_len);
+        let n_rows = n_layers * layer_rows;
+        let n = n_rows * heads.head_dim;
         let rows = match dtype {
             BitNetDType::F32 => Rows::F32 { k: pool.buffer(n)?, v: pool.buffer(n)? },
             BitNetDType::F16 => Rows::F16 { k: pool.buffer(n)?, v: pool.buffer(n)? },
+            BitNetDType::I8 => Rows::I8 {
+                k: pool.buffer(n)?,
+                k_scales: pool.buffer(n_rows)?,
+                v: pool.buffer(n)?,
+                v_scales: pool.buffer(n_rows)?,
+            },
             other => return Err(CoreError::Conversion { from: BitNetDType::F32, to: other }.into()),
         };
-        Ok(KvCache { rows, heads, layer_len, position: 0, len: 0 })
+        Ok(KvCache { rows, heads, layer_rows, position: 0, len: 0 })
     }
 
     /// Bytes of a cache.
     pub(crate) fn size_bytes(n_layers: usize, heads: Heads, max_seq_len: usize, dtype: BitNetDType) -> usize {
-        2 * n_layers * Self::layer_len(heads, max_seq_len) * dtype.bits() / 8
+        2 * n_layers * Self::layer_rows(heads, max_seq_len) * Self::row_bytes(heads, dtype)
+    }
+
+    /// Bytes of the key, or of the value, of one head at one position.
+    pub(crate) fn row_bytes(heads: Heads, dtype: BitNetDType) -> usize {
+        let scale = if dtype == BitNetDType::I8 { size_of::<f32>() } else { 0 };
+        heads.head_dim * dtype.bits() / 8 + scale
     }
 
     /// Forgets the tokens from `len` on.
@@ -63,64 +77,80 @@ impl KvCache {
         self.position = self.len;
     }
 
-    /// Stores the key and the value of one token of one layer; the error names what cannot be stored.
+    /// Stores the keys and values of some tokens of one layer, up to the first whose cannot be stored; the error is
+    /// that token and what it is about.
     ///
-    /// `k`, `v`: (n_kv_heads, head_dim), the keys rotated.
+    /// `k`, `v`: (tokens, n_kv_heads, head_dim), the keys rotated; the first token at position `first`.
     pub(crate) fn store(
         &mut self,
-        kernels: &Kernels,
+        cpu: Cpu<'_>,
         layer: usize,
-        position: usize,
+        first: usize,
         k: &[f32],
         v: &[f32],
-    ) -> std::result::Result<(), &'static str> {
+    ) -> std::result::Result<(), (usize, &'static str)> {
         let limit = match self.rows {
-            Rows::F32 { .. } => NON_FINITE,
+            Rows::F32 { .. } | Rows::I8 { .. } => NON_FINITE,
             Rows::F16 { .. } => BEYOND_F16,
         };
-        for (op, x) in [("the keys", k), ("the values", v)] {
-            if kernels.absmax_bits(x) >= limit {
-                return Err(op);
-            }
+        let token_dim = self.heads.n_kv_heads * self.heads.head_dim;
+        let [k_sound, v_sound] =
+            [k, v].map(|x| cpu.rows_below(limit, x, token_dim).err().unwrap_or(x.len() / token_dim));
+        let n = k_sound.min(v_sound) * token_dim;
+        let heads = self.heads;
+        let (k_rows, v_rows) = self.layer_mut(layer);
+        for (x, rows) in [(k, k_rows), (v, v_rows)] {
+            store_tokens(cpu.kernels, cpu.threads, heads, &x[..n], first, rows);
         }
-        let Heads { n_kv_heads, head_dim, .. } = self.heads;
-        for head in 0..n_kv_heads {
-            let at = layer * self.layer_len + self.heads.row_start(head, position);
-            let from = head * head_dim..(head + 1) * head_dim;
-            match &mut self.rows {
-                Rows::F32 { k: to_k, v: to_v } => {
-                    to_k[at..at + head_dim].copy_from_slice(&k[from.clone()]);
-                    to_v[at..at + head_dim].copy_from_slice(&v[from]);
-                }
-                Rows::F16 { k: to_k, v: to_v } => {
-                    narrow(&k[from.clone()], &mut to_k[at..at + head_dim]);
-                    narrow(&v[from], &mut to_v[at..at + head_dim]);
-                }
-            }
+        match n == k.len() {
+            true => Ok(()),
+            false if k_sound <= v_sound => Err((k_sound, "the keys")),
+            false => Err((v_sound, "the values")),
         }
-        Ok(())
     }
 
     /// The keys and the values of one layer.
     pub(crate) fn layer(&self, layer: usize) -> (KvRows<'_>, KvRows<'_>) {
-        let range = layer * self.layer_len..(layer + 1) * self.layer_len;
+        let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
+        let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
         match &self.rows {
-            Rows::F32 { k, v } => (KvRows::F32(&k[range.clone()]), KvRows::F32(&v[range])),
-            Rows::F16 { k, v } => (KvRows::F16(&k[range.clone()]), KvRows::F16(&v[range])),
+            Rows::F32 { k, v } => (KvRows::F32(&k[elements.clone()]), KvRows::F32(&v[elements])),
+            Rows::F16 { k, v } => (KvRows::F16(&k[elements.clone()]), KvRows::F16(&v[elements])),
+            Rows::I8 { k, k_scales, v, v_scales } => (
+                KvRows::I8 { codes: &k[elements.clone()], scales: &k_scales[rows.clone()] },
+                KvRows::I8 { codes: &v[elements], scales: &v_scales[rows] },
+            ),
         }
     }
 
-    fn layer_len(heads: Heads, max_seq_len: usize) -> usize {
-        max_seq_len.div_ceil(SOFTMAX_CHUNK) * heads.chunk_len()
+    fn layer_mut(&mut self, layer: usize) -> (KvRowsMut<'_>, KvRowsMut<'_>) {
+        let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
+        let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
+        match &mut self.rows {
+            Rows::F32 { k, v } => {
+                (KvRowsMut::F32(&mut k[elements.clone()]), KvRowsMut::F32(&mut v[elements]))
+            }
+            Rows::F16 { k, v } => {
+                (KvRowsMut::F16(&mut k[elements.clone()]), KvRowsMut::F16(&mut v[elements]))
+            }
+            Rows::I8 { k, k_scales, v, v_scales } => (
+                KvRowsMut::I8 { codes: &mut k[elements.clone()], scales: &mut k_scales[rows.clone()] },
+                KvRowsMut::I8 { codes: &mut v[elements], scales: &mut v_scales[rows] },
+            ),
+        }
     }
-}
 
-fn narrow(from: &[f32], to: &mut [u16]) {
-    half::slice::HalfBitsSliceExt::reinterpret_cast_mut::<f16>(to).convert_from_f32_slice(from);
+    fn layer_rows(heads: Heads, max_seq_len: usize) -> usize {
+        max_seq_len.div_ceil(SOFTMAX_CHUNK) * heads.n_kv_heads * SOFTMAX_CHUNK
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bitnet_quant::kernels::Kernels;
+    use bitnet_quant::threads::Threads;
+    use half::f16;
+
     use super::*;
 
     const HEADS: Heads = Heads { n_heads: 2, n_kv_heads: 2, head_dim: 4 };
@@ -130,34 +160,57 @@ mod tests {
         (KvCache::new(&pool, 3, HEADS, 300, dtype).unwrap(), pool)
     }
 
+    /// Stores tokens from position 298 on in the last layer.
+    fn store(cache: &mut KvCache, k: &[f32], v: &[f32]) -> std::result::Result<(), (usize, &'static str)> {
+        let threads = Threads::new(2);
+        cache.store(Cpu { kernels: Kernels::best(), threads: &threads }, 2, 298, k, v)
+    }
+
     #[test]
     fn rows_come_back_where_attention_looks_for_them() {
         let (mut cache, _) = cache(BitNetDType::F16);
-        let row: Vec<f32> = (0..8).map(|i| i as f32).collect();
-        cache.store(Kernels::best(), 2, 299, &row, &row).unwrap();
+        let rows: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        store(&mut cache, &rows, &rows).unwrap();
         let (KvRows::F16(k), _) = cache.layer(2) else { panic!("stored as asked") };
         let at = HEADS.row_start(1, 299);
         let back: Vec<f32> = k[at..at + 4].iter().map(|b| f16::from_bits(*b).to_f32()).collect();
-        assert_eq!(back, row[4..]);
+        assert_eq!(back, rows[12..]);
     }
 
     #[test]
     fn the_computed_bytes_are_those_of_the_pool() {
-        for dtype in [BitNetDType::F16, BitNetDType::F32] {
+        for dtype in [BitNetDType::I8, BitNetDType::F16, BitNetDType::F32] {
             let (_cache, pool) = cache(dtype);
             assert_eq!(pool.get_metrics().total_allocated, KvCache::size_bytes(3, HEADS, 300, dtype));
         }
     }
 
     #[test]
-    fn what_half_precision_cannot_hold_is_refused_by_name() {
+    fn what_a_format_cannot_hold_is_refused_by_name() {
         let (big, ok) = ([65520.0; 8], [65519.0; 8]);
-        assert_eq!(cache(BitNetDType::F16).0.store(Kernels::best(), 0, 0, &big, &ok), Err("the keys"));
-        assert_eq!(cache(BitNetDType::F16).0.store(Kernels::best(), 0, 0, &ok, &big), Err("the values"));
-        assert_eq!(cache(BitNetDType::F32).0.store(Kernels::best(), 0, 0, &big, &big), Ok(()));
-        assert_eq!(
-            cache(BitNetDType::F32).0.store(Kernels::best(), 0, 0, &ok, &[f32::NAN; 8]),
-            Err("the values")
-        );
+        let refused = |dtype, k: &[f32], v: &[f32]| store(&mut cache(dtype).0, k, v).err();
+        assert_eq!(refused(BitNetDType::F16, &big, &ok), Some((0, "the keys")));
+        assert_eq!(refused(BitNetDType::F16, &ok, &big), Some((0, "the values")));
+        for dtype in [BitNetDType::F32, BitNetDType::I8] {
+            assert_eq!(refused(dtype, &big, &big), None);
+            assert_eq!(refused(dtype, &ok, &[f32::NAN; 8]), Some((0, "the values")));
+            assert_eq!(refused(dtype, &[f32::INFINITY; 8], &ok), Some((0, "the keys")));
+        }
+    }
+
+    #[test]
+    fn tokens_before_a_broken_one_are_stored() {
+        let rows: Vec<f32> = (1..=16).map(|i| i as f32).collect();
+        let mut broken = rows.clone();
+        broken[9] = f32::NAN;
+        let (mut cache, _) = cache(BitNetDType::F32);
+        assert_eq!(store(&mut cache, &rows, &broken), Err((1, "the values")));
+        let (KvRows::F32(k), KvRows::F32(v)) = cache.layer(2) else { panic!("stored as asked") };
+        for (head, want) in rows[..8].chunks_exact(4).enumerate() {
+            for stored in [k, v] {
+                assert_eq!(&stored[HEADS.row_start(head, 298)..][..4], want);
+                assert_eq!(stored[HEADS.row_start(head, 299)..][..4], [0.0; 4]);
+            }
+        }
     }
 }

@@ -122,7 +122,7 @@ fn attention_block(
     sound: &mut Sound,
 ) {
     let (dim, q_dim, kv_dim, head_dim) = (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
-    let RunState { hidden, normed, q, k, v, mixed, .. } = state;
+    let RunState { hidden, normed, q, k, v, mixed, partials, .. } = state;
     let mut scratch = Scratch {
         codes: &mut state.codes,
         factors: &mut state.factors,
@@ -142,39 +142,18 @@ fn attention_block(
     sound.note(projected, Some(l), "the input of attention");
 
     let n = sound.n;
+    let tables = (&state.cos[..n * head_dim / 2], &state.sin[..n * head_dim / 2]);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    rotate_heads(
-        cpu,
-        &mut q[..n * q_dim],
-        layer.q_norm.as_ref(),
-        q_dim,
-        head_dim,
-        &state.cos,
-        &state.sin,
-        scale,
-    );
-    rotate_heads(
-        cpu,
-        &mut k[..n * kv_dim],
-        layer.k_norm.as_ref(),
-        kv_dim,
-        head_dim,
-        &state.cos,
-        &state.sin,
-        1.0,
-    );
-    for t in 0..n {
-        let row = t * kv_dim..(t + 1) * kv_dim;
-        if let Err(op) = cache.store(cpu.kernels, l, first + t, &k[row.clone()], &v[row]) {
-            sound.note(Err(t), Some(l), op);
-            break;
-        }
+    rotate_heads(cpu, &mut q[..n * q_dim], layer.q_norm.as_ref(), q_dim, tables, scale);
+    rotate_heads(cpu, &mut k[..n * kv_dim], layer.k_norm.as_ref(), kv_dim, tables, 1.0);
+    if let Err((token, op)) = cache.store(cpu, l, first, &k[..n * kv_dim], &v[..n * kv_dim]) {
+        sound.note(Err(token), Some(l), op);
     }
 
     let n = sound.n;
-    let (keys, values) = cache.layer(l);
     let mixed = &mut mixed[..n * q_dim];
-    attention(cpu.kernels, cpu.threads, config.heads(), &q[..n * q_dim], keys, values, first, mixed);
+    let q = &q[..n * q_dim];
+    attention(cpu.kernels, cpu.threads, config.heads(), q, cache.layer(l), first, partials.view(), mixed);
     if let Some(norm) = &layer.attn_sub_norm {
         cpu.norm_in_place(mixed, norm);
     }
@@ -233,20 +212,13 @@ fn rotate_heads(
     x: &mut [f32],
     norm: Option<&Norm>,
     token_dim: usize,
-    head_dim: usize,
-    cos: &[f32],
-    sin: &[f32],
+    tables: (&[f32], &[f32]),
     scale: f32,
 ) {
     if let Some(norm) = norm {
         cpu.norm_in_place(x, norm);
     }
-    let half = head_dim / 2;
-    for ((x, cos), sin) in x.chunks_exact_mut(token_dim).zip(cos.chunks(half)).zip(sin.chunks(half)) {
-        for head in x.chunks_exact_mut(head_dim) {
-            cpu.kernels.rotate(head, cos, sin, scale);
-        }
-    }
+    cpu.rotate(x, token_dim, tables, scale);
 }
 
 /// cos and sin of `position · frequency` for `n` positions from `first`: (n, head_dim / 2) each.

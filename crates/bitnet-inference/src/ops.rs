@@ -39,6 +39,16 @@ impl Cpu<'_> {
         rows::finite(self.kernels, self.threads, x, cols)
     }
 
+    /// The error is the first row of `x`, (n, cols), that holds a magnitude of `limit` or more, as bits.
+    pub(crate) fn rows_below(self, limit: u32, x: &[f32], cols: usize) -> Result<(), usize> {
+        rows::below(self.kernels, self.threads, limit, x, cols)
+    }
+
+    /// Rotates every head of each token of `x`: (n, heads, head_dim), with `cos`, `sin`: (n, head_dim / 2).
+    pub(crate) fn rotate(self, x: &mut [f32], token_dim: usize, (cos, sin): (&[f32], &[f32]), scale: f32) {
+        rows::rotate(self.kernels, self.threads, x, token_dim, (cos, sin), scale);
+    }
+
     /// `gate = f(gate) · up`; both: (n, cols).
     pub(crate) fn gate(self, f: Activation, gate: &mut [f32], up: &[f32], cols: usize) {
         rows::gate(self.kernels, self.threads, f, gate, up, cols);

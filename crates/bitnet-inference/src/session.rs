@@ -63,7 +63,7 @@ impl Session {
         let dtype = PrecisionManager::new(options.precision)?.precision(ComponentType::KvCache);
         let pool = model.pool();
         let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, dtype)?;
-        let state = RunState::new(pool, config, chunk)?;
+        let state = RunState::new(pool, config, chunk, max_seq_len)?;
         let tokens = Vec::with_capacity(max_seq_len);
         Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
     }
@@ -93,11 +93,16 @@ impl Session {
         KvCache::size_bytes(config.n_layers, config.heads(), max_seq_len, dtype)
     }
 
+    /// Bytes of keys and values that a token reads which comes at the end of `context` positions.
+    pub fn kv_bytes_per_token(config: &ModelConfig, context: usize, dtype: BitNetDType) -> usize {
+        2 * config.n_layers * config.n_kv_heads * context * KvCache::row_bytes(config.heads(), dtype)
+    }
+
     /// Bytes that a session's activations take.
-    pub fn activation_bytes(config: &ModelConfig, chunk: usize) -> Result<usize> {
+    pub fn activation_bytes(config: &ModelConfig, chunk: usize, max_seq_len: usize) -> Result<usize> {
         // The system gives memory that is never written no page, so that counting costs next to nothing.
         let pool = HybridMemoryPool::new()?;
-        let _state = RunState::new(&pool, config, chunk)?;
+        let _state = RunState::new(&pool, config, chunk, max_seq_len)?;
         Ok(pool.get_metrics().total_allocated)
     }
 

@@ -1,22 +1,24 @@
 //! The activations of one session: allocated when it opens, written by every forward pass.
 
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
+use bitnet_quant::kernels::PartialAttention;
 use bitnet_quant::linear::QuantizedRows;
 
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::head::HeadState;
 
-/// Buffers for chunks of at most `chunk` tokens.
+/// Buffers for chunks of at most `chunk` tokens in contexts of at most `max_seq_len`.
 #[derive(Debug)]
 pub(crate) struct RunState {
-    pub(crate) hidden: Buffer<f32>,  // (chunk, dim)
-    pub(crate) normed: Buffer<f32>,  // (chunk, dim)
-    pub(crate) inner: Buffer<f32>,   // (chunk, widest input of a projection), if projections have norms
-    pub(crate) q: Buffer<f32>,       // (chunk, n_heads * head_dim)
-    pub(crate) k: Buffer<f32>,       // (chunk, n_kv_heads * head_dim)
-    pub(crate) v: Buffer<f32>,       // (chunk, n_kv_heads * head_dim)
-    pub(crate) mixed: Buffer<f32>,   // (chunk, n_heads * head_dim)
+    pub(crate) hidden: Buffer<f32>, // (chunk, dim)
+    pub(crate) normed: Buffer<f32>, // (chunk, dim)
+    pub(crate) inner: Buffer<f32>,  // (chunk, widest input of a projection), if projections have norms
+    pub(crate) q: Buffer<f32>,      // (chunk, n_heads * head_dim)
+    pub(crate) k: Buffer<f32>,      // (chunk, n_kv_heads * head_dim)
+    pub(crate) v: Buffer<f32>,      // (chunk, n_kv_heads * head_dim)
+    pub(crate) mixed: Buffer<f32>,  // (chunk, n_heads * head_dim)
+    pub(crate) partials: Partials,
     pub(crate) gate: Buffer<f32>,    // (chunk, ffn_dim)
     pub(crate) up: Buffer<f32>,      // (chunk, ffn_dim)
     pub(crate) codes: Buffer<i8>,    // QuantizedRows::codes_len(chunk, widest input)
@@ -29,8 +31,29 @@ pub(crate) struct RunState {
     pub(crate) chunk: usize,
 }
 
+/// Attention over parts of the context, before the parts are combined; n = [`Heads::scratch_queries`].
+///
+/// [`Heads::scratch_queries`]: bitnet_quant::attention::Heads::scratch_queries
+#[derive(Debug)]
+pub(crate) struct Partials {
+    weighted: Buffer<f32>, // (n, head_dim)
+    max: Buffer<f32>,      // (n)
+    sum: Buffer<f32>,      // (n)
+}
+
+impl Partials {
+    pub(crate) fn view(&mut self) -> PartialAttention<'_> {
+        PartialAttention { weighted: &mut self.weighted, max: &mut self.max, sum: &mut self.sum }
+    }
+}
+
 impl RunState {
-    pub(crate) fn new(pool: &HybridMemoryPool, config: &ModelConfig, chunk: usize) -> Result<Self> {
+    pub(crate) fn new(
+        pool: &HybridMemoryPool,
+        config: &ModelConfig,
+        chunk: usize,
+        max_seq_len: usize,
+    ) -> Result<Self> {
         let widest = config.dim.max(config.ffn_dim).max(config.q_dim());
         let f32s = |n: usize| pool.buffer::<f32>(n);
         Ok(RunState {
@@ -41,6 +64,10 @@ impl RunState {
             k: f32s(chunk * config.kv_dim())?,
             v: f32s(chunk * config.kv_dim())?,
             mixed: f32s(chunk * config.q_dim())?,
+            partials: {
+                let n = config.heads().scratch_queries(max_seq_len, chunk);
+                Partials { weighted: f32s(n * config.head_dim)?, max: f32s(n)?, sum: f32s(n)? }
+            },
             gate: f32s(chunk * config.ffn_dim)?,
             up: f32s(chunk * config.ffn_dim)?,
             codes: pool.buffer(QuantizedRows::codes_len(chunk, widest))?,

@@ -156,7 +156,7 @@ fn stories_loss_over_900_tokens() {
     for folder in folders("stories") {
         let golden = Golden::open(&folder);
         let ids = golden.ids("long.ids").unwrap();
-        for kv in [BitNetDType::F32, BitNetDType::F16] {
+        for kv in [BitNetDType::F32, BitNetDType::F16, BitNetDType::I8] {
             let (mut nll, mut last) = (Vec::new(), Vec::new());
             session(&model, kv)
                 .forward_all(&ids, |t, logits| {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bitnet_quant::attention::{Heads, attention};
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::kernels::{Kernels, KvRows};
+use bitnet_quant::kernels::{Kernels, KvRows, PartialAttention};
 use bitnet_quant::layout::{Scales, TernaryView, row_bytes};
 use bitnet_quant::linear::{DenseView, QuantizedRows, bitlinear, dense_linear};
 use bitnet_quant::threads::Threads;
@@ -177,11 +177,16 @@ fn attend(kernels: &Kernels, threads: &Threads, cache: &[u16]) -> f64 {
     const POSITIONS: usize = 4096;
     let q: Vec<f32> = activations(HEADS.n_heads * HEADS.head_dim).iter().map(|q| q * 1e-3).collect();
     let mut out = vec![0.0; q.len()];
+    let room = HEADS.scratch_queries(POSITIONS, 1);
+    let (mut weighted, mut max, mut sum) =
+        (vec![0.0; room * HEADS.head_dim], vec![0.0; room], vec![0.0; room]);
     let layers: Vec<_> = cache.chunks_exact(2 * HEADS.row_start(0, POSITIONS)).collect();
     fastest(layers.len(), |i| {
         let (k, v) = layers[i].split_at(layers[i].len() / 2);
         let out = black_box(&mut out);
-        attention(kernels, threads, HEADS, &q, KvRows::F16(k), KvRows::F16(v), POSITIONS - 1, out);
+        let scratch = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };
+        let rows = (KvRows::F16(k), KvRows::F16(v));
+        attention(kernels, threads, HEADS, &q, rows, POSITIONS - 1, scratch, out);
         2 * layers[i].len()
     })
 }

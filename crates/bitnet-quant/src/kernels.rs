@@ -4,6 +4,7 @@
 //! table gives the same bits. The methods of [`Kernels`] are the only way in: they check shapes, so that the
 //! functions behind them may read without bounds checks, and the table exists only where the processor can run it.
 
+mod attention_kernels;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -12,6 +13,7 @@ mod avx512;
 mod avx512_vbmi;
 mod float_kernels;
 mod head_kernels;
+mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -25,10 +27,13 @@ use std::hint::black_box;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use crate::attention::MAX_HEAD_DIM;
 use crate::head::MAX_HEAD_COLS;
 use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
+
+pub use kv_rows::{KvRows, KvRowsMut, store_tokens};
 
 /// An instruction set that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,21 +87,41 @@ pub struct UnusableIsa {
     name: String,
 }
 
-/// How a K or V row is stored.
-#[derive(Debug, Clone, Copy)]
-pub enum KvRows<'a> {
-    /// Single precision.
-    F32(&'a [f32]),
-    /// Half precision, as bits.
-    F16(&'a [u16]),
+/// Queries that [`Kernels::attend`] takes at a time.
+pub(crate) const MAX_QUERIES: usize = 32;
+/// Elements of those queries, with the padding of each to a multiple of [`HEAD_LANES`].
+pub(crate) const MAX_QUERY_ELEMENTS: usize = 4096;
+
+/// Queries of `head_dim` elements that [`Kernels::attend`] takes at a time.
+pub const fn max_queries(head_dim: usize) -> usize {
+    let n = MAX_QUERY_ELEMENTS / head_dim.next_multiple_of(HEAD_LANES);
+    if n < MAX_QUERIES { n } else { MAX_QUERIES }
 }
 
-impl KvRows<'_> {
-    fn len(&self) -> usize {
-        match self {
-            KvRows::F32(s) => s.len(),
-            KvRows::F16(s) => s.len(),
+/// Softmax attention of some queries over some positions, before it is divided by the sum of its weights.
+#[derive(Debug)]
+pub struct PartialAttention<'a> {
+    /// Σ exp(score - max) · v: (queries, head_dim).
+    pub weighted: &'a mut [f32],
+    /// The largest score of each query.
+    pub max: &'a mut [f32],
+    /// Σ exp(score - max) of each query.
+    pub sum: &'a mut [f32],
+}
+
+impl PartialAttention<'_> {
+    /// The queries from query `i` on.
+    pub(crate) fn from(&mut self, i: usize) -> PartialAttention<'_> {
+        let dim = self.weighted.len() / self.max.len();
+        PartialAttention {
+            weighted: &mut self.weighted[i * dim..],
+            max: &mut self.max[i..],
+            sum: &mut self.sum[i..],
         }
+    }
+
+    fn is_of(&self, n_queries: usize, dim: usize) -> bool {
+        self.max.len() == n_queries && self.sum.len() == n_queries && self.weighted.len() == n_queries * dim
     }
 }
 
@@ -164,8 +189,7 @@ pub enum Activation {
     Silu,
 }
 
-/// The maximum and the sum of a chunk; its weighted sum goes to `out`.
-type Attend = unsafe fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32);
+type Attend = unsafe fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize], part: PartialAttention<'_>);
 
 type GemmTiles = unsafe fn(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]);
 /// Bounds of rows from their sums.
@@ -212,7 +236,8 @@ pub struct Kernels {
     gate: unsafe fn(f: Activation, gate: &mut [f32], up: &[f32]),
     rotate: unsafe fn(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32),
     attend: Attend,
-    merge: unsafe fn(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32),
+    merge: unsafe fn(acc: PartialAttention<'_>, chunk: PartialAttention<'_>),
+    finish: unsafe fn(part: PartialAttention<'_>),
 }
 
 impl fmt::Debug for Kernels {
@@ -434,22 +459,49 @@ impl Kernels {
         unsafe { (self.rotate)(x, cos, sin, scale) }
     }
 
-    /// One chunk of softmax attention for one query head: with `s[j] = q·k[j]` on 32 lanes and `m = max s`,
-    /// `out = Σ exp(s[j] - m) v[j]` by fused multiply-adds in ascending j from +0; returns m and `Σ exp(s[j] - m)`.
+    /// One chunk of softmax attention for several queries over the same keys and values: with `s[j] = q·k[j]` on 32
+    /// lanes for the first `lens[i]` positions of query i and `m = max s`, the weighted sum is `Σ exp(s[j] - m) v[j]` by
+    /// fused multiply-adds in ascending j from +0, and the sum of weights `Σ exp(s[j] - m)` on 32 lanes.
     ///
-    /// `q`, `out`: (head_dim); `k`, `v`: at least (n, head_dim); 1 ≤ n ≤ [`SOFTMAX_CHUNK`].
-    pub fn attend(&self, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32) {
-        assert!((1..=SOFTMAX_CHUNK).contains(&n) && q.len() == out.len() && q.len().is_multiple_of(2));
-        assert!(k.len() >= n * q.len() && v.len() >= n * q.len());
+    /// `q`: (lens.len(), head_dim), at most [`max_queries`]; `k`, `v`: rows for the longest of `lens`, which are in
+    /// 1..=[`SOFTMAX_CHUNK`].
+    pub fn attend(
+        &self,
+        q: &[f32],
+        k: KvRows<'_>,
+        v: KvRows<'_>,
+        lens: &[usize],
+        part: PartialAttention<'_>,
+    ) {
+        assert!(!lens.is_empty() && q.len().is_multiple_of(lens.len()));
+        let dim = q.len() / lens.len();
+        assert!((1..=MAX_HEAD_DIM).contains(&dim) && lens.len() <= max_queries(dim));
+        assert!(part.is_of(lens.len(), dim));
+        let n = lens.iter().fold(0, |n, len| n.max(*len));
+        assert!(n <= SOFTMAX_CHUNK && !lens.contains(&0) && k.n_rows(dim) >= n && v.n_rows(dim) >= n);
         // SAFETY: as above.
-        unsafe { (self.attend)(q, k, v, n, out) }
+        unsafe { (self.attend)(q, k, v, lens, part) }
     }
 
-    /// Adds a chunk's weighted sum to that of the chunks before: `acc = fma(chunk, beta, acc · alpha)`.
-    pub fn merge(&self, acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) {
-        assert_eq!(acc.len(), chunk.len());
+    /// Adds a chunk to the chunks before it, for each query: both are rescaled to the larger maximum,
+    /// `weighted = fma(chunk, β, weighted · α)` and the sums alike.
+    ///
+    /// At most [`max_queries`] queries.
+    pub fn merge(&self, acc: PartialAttention<'_>, chunk: PartialAttention<'_>) {
+        let n = acc.max.len();
+        assert!((1..=MAX_QUERIES).contains(&n) && acc.weighted.len().is_multiple_of(n));
+        let dim = acc.weighted.len() / n;
+        assert!(acc.is_of(n, dim) && chunk.is_of(n, dim));
         // SAFETY: as above.
-        unsafe { (self.merge)(acc, alpha, chunk, beta) }
+        unsafe { (self.merge)(acc, chunk) }
+    }
+
+    /// Divides each query's weighted sum by the sum of its weights.
+    pub fn finish(&self, part: PartialAttention<'_>) {
+        let n = part.sum.len();
+        assert!(n > 0 && part.weighted.len().is_multiple_of(n));
+        // SAFETY: as above.
+        unsafe { (self.finish)(part) }
     }
 }
 

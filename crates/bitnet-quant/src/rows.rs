@@ -82,11 +82,36 @@ pub fn gate(kernels: &Kernels, threads: &Threads, f: Activation, gate: &mut [f32
     });
 }
 
+/// [`Kernels::rotate`] of every head of each token; `x`: (n, heads, head_dim), `cos`, `sin`: (n, head_dim / 2).
+pub fn rotate(
+    kernels: &Kernels,
+    threads: &Threads,
+    x: &mut [f32],
+    token_dim: usize,
+    (cos, sin): (&[f32], &[f32]),
+    scale: f32,
+) {
+    let n = x.len() / token_dim;
+    let half = cos.len() / n.max(1);
+    let x = Disjoint::new(x);
+    each(threads, n, token_dim, |t| {
+        // SAFETY: each row is one call's alone.
+        for head in unsafe { x.part(t * token_dim, token_dim) }.chunks_exact_mut(2 * half) {
+            kernels.rotate(head, &cos[t * half..][..half], &sin[t * half..][..half], scale);
+        }
+    });
+}
+
 /// The error is the first row of `x`, (n, cols), that holds an infinity or NaN.
 pub fn finite(kernels: &Kernels, threads: &Threads, x: &[f32], cols: usize) -> Result<(), usize> {
+    below(kernels, threads, NON_FINITE, x, cols)
+}
+
+/// The error is the first row of `x`, (n, cols), that holds a magnitude whose bits are `limit` or more.
+pub fn below(kernels: &Kernels, threads: &Threads, limit: u32, x: &[f32], cols: usize) -> Result<(), usize> {
     let broken = FirstBroken::new();
     each(threads, x.len() / cols, cols, |t| {
-        if kernels.absmax_bits(&x[t * cols..][..cols]) >= NON_FINITE {
+        if kernels.absmax_bits(&x[t * cols..][..cols]) >= limit {
             broken.note(t);
         }
     });
@@ -118,6 +143,14 @@ mod tests {
             assert!(sum.iter().zip(&x).all(|(sum, x)| *sum == 2.0 * x));
             gate(kernels, &threads, Activation::Relu2, &mut sum, &x, cols);
             assert!(sum.iter().zip(&x).all(|(y, x)| *y == (2.0 * x).max(0.0) * (2.0 * x).max(0.0) * x));
+            let (cos, sin) = x[..n * 14].split_at(n * 7);
+            let (mut rotated, mut want_rotated) = (x.clone(), x.clone());
+            rotate(kernels, &threads, &mut rotated, cols, (cos, sin), 0.5);
+            for (i, head) in want_rotated.chunks_exact_mut(14).enumerate() {
+                let t = i / (cols / 14);
+                kernels.rotate(head, &cos[t * 7..][..7], &sin[t * 7..][..7], 0.5);
+            }
+            assert_eq!(rotated, want_rotated);
             assert_eq!(finite(kernels, &threads, &x, cols), Ok(()));
             let mut broken = x.clone();
             (broken[80 * cols], broken[57 * cols + 699], broken[58 * cols]) =

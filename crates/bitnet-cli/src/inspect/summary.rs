@@ -146,7 +146,7 @@ impl Summary {
                 weights,
                 derived_head: HeadOptions::default().derived_bytes(config.vocab_size, config.dim),
                 kv_f16: Session::kv_cache_bytes(config, context, BitNetDType::F16),
-                activations: Session::activation_bytes(config, DEFAULT_CHUNK.min(context))?,
+                activations: Session::activation_bytes(config, DEFAULT_CHUNK.min(context), context)?,
             },
             unused_tensors: source.unused_tensors(),
         })

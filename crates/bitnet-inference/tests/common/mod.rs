@@ -11,7 +11,7 @@ use bitnet_inference::{Model, ModelOptions, Session, SessionOptions};
 use bitnet_quant::kernels::{Isa, Kernels};
 
 /// The precisions that a cache can have.
-pub(crate) const KV_DTYPES: [BitNetDType; 2] = [BitNetDType::F32, BitNetDType::F16];
+pub(crate) const KV_DTYPES: [BitNetDType; 3] = [BitNetDType::F32, BitNetDType::F16, BitNetDType::I8];
 /// The numbers of threads that results must not depend on.
 pub(crate) const THREADS: [usize; 3] = [1, 2, 3];
 

@@ -5,17 +5,15 @@
 //! [`table`] makes those functions and the table of them. Operations without a fused multiply-add or a function are
 //! plain loops, which the compiler widens by itself.
 
-use std::array::from_fn;
-
 use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q8_0, Vector};
-use super::{Activation, DenseRow, KvRows};
-use crate::reduce::{BLOCK_LANES, HEAD_LANES, ROW_LANES, SOFTMAX_CHUNK, tree};
+use super::{Activation, DenseRow};
+use crate::reduce::{BLOCK_LANES, ROW_LANES, tree};
 
 /// How far ahead of its use stored data is asked for.
 const PREFETCH_BYTES: usize = 4096;
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 /// The narrowest vector, in lanes.
-const MIN_LANES: usize = 4;
+pub(super) const MIN_LANES: usize = 4;
 
 /// Σ w·x on `LANES` lanes, `N` vectors of them at a time.
 #[inline(always)]
@@ -211,209 +209,6 @@ pub(super) unsafe fn rotate<V: Vector>(x: &mut [f32], cos: &[f32], sin: &[f32], 
     }
 }
 
-#[inline(always)]
-pub(super) unsafe fn merge<V: Vector>(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) {
-    for i in (0..acc.len()).step_by(V::LANES) {
-        let n = acc.len() - i;
-        // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
-        unsafe {
-            let p = acc.as_mut_ptr().add(i);
-            let scaled = V::load_first(p, n, 0.0).mul(V::splat(alpha));
-            V::load_first(chunk.as_ptr().add(i), n, 0.0).fma(V::splat(beta), scaled).store_first(p, n);
-        }
-    }
-}
-
-/// [`super::Kernels::attend`]; `R`: the rows of K at a time whose sums fit the registers, a divisor of the lanes.
-#[inline(always)]
-pub(super) unsafe fn attend<V: Vector, const R: usize>(
-    q: &[f32],
-    k: KvRows<'_>,
-    v: KvRows<'_>,
-    n: usize,
-    out: &mut [f32],
-) -> (f32, f32) {
-    let mut scores = [0.0f32; SOFTMAX_CHUNK];
-    // SAFETY: the caller enables the instruction set; K and V have n rows of the length of q and out.
-    unsafe {
-        match k {
-            KvRows::F32(k) => dot_rows::<V, F32, R>(q, k.as_ptr().cast(), &mut scores[..n]),
-            KvRows::F16(k) => dot_rows::<V, F16, R>(q, k.as_ptr().cast(), &mut scores[..n]),
-        }
-        let max = maximum::<V>(&scores[..n]);
-        for j in (0..n).step_by(V::LANES) {
-            let score = scores.as_mut_ptr().add(j);
-            V::load(score).sub(V::splat(max)).exp().store_first(score, n - j);
-        }
-        match v {
-            KvRows::F32(v) => weigh_rows::<V, F32>(&scores[..n], v.as_ptr().cast(), out),
-            KvRows::F16(v) => weigh_rows::<V, F16>(&scores[..n], v.as_ptr().cast(), out),
-        }
-        (max, head_sum::<V>(&scores))
-    }
-}
-
-/// `scores[j]` = q · row j of k, on [`HEAD_LANES`] lanes.
-#[inline(always)]
-unsafe fn dot_rows<V: Vector, F: Form, const R: usize>(q: &[f32], k: *const u8, scores: &mut [f32]) {
-    let row_bytes = F::offset(q.len());
-    let last = scores.len() - 1;
-    for j in (0..scores.len()).step_by(V::LANES) {
-        // SAFETY: the caller enables the instruction set; rows past the last one are the last one again.
-        unsafe {
-            let mut lanes = [V::splat(0.0); MAX_LANES];
-            for p in (0..V::LANES).step_by(R) {
-                let rows: [*const u8; R] = from_fn(|i| k.add((j + p + i).min(last) * row_bytes));
-                lanes[p..p + R].copy_from_slice(&dot_rows_lanes::<V, F, R>(q, rows));
-            }
-            V::trees(&lanes).store_first(scores.as_mut_ptr().add(j), scores.len() - j);
-        }
-    }
-}
-
-/// The lanes of q · each of `R` rows, halved until they fit a vector.
-///
-/// A partial vector is padded with +0 in q and -0 in the row: their product is -0, and adding -0 changes no lane, where
-/// adding +0 would change a lane of -0.
-#[inline(always)]
-unsafe fn dot_rows_lanes<V: Vector, F: Form, const R: usize>(q: &[f32], rows: [*const u8; R]) -> [V; R] {
-    let vectors = HEAD_LANES / V::LANES;
-    // SAFETY: the caller enables the instruction set; each row has as many elements as q.
-    unsafe {
-        let mut sums = [[V::splat(0.0); R]; HEAD_LANES / MIN_LANES];
-        let (blocks, tail) = q.as_chunks::<HEAD_LANES>();
-        for (b, q) in blocks.iter().enumerate() {
-            for s in 0..vectors {
-                let q = V::load(q.as_ptr().add(s * V::LANES));
-                for r in 0..R {
-                    sums[s][r] = q.fma(F::load(rows[r], b * HEAD_LANES + s * V::LANES), sums[s][r]);
-                }
-            }
-            for row in rows {
-                prefetch::<V, F>(row, b * HEAD_LANES, HEAD_LANES);
-            }
-        }
-        for s in 0..vectors {
-            let at = s * V::LANES;
-            if at >= tail.len() {
-                break;
-            }
-            let n = V::LANES.min(tail.len() - at);
-            let q = V::load_first(tail.as_ptr().add(at), n, 0.0);
-            for r in 0..R {
-                let mut k = [-0.0f32; MAX_LANES];
-                widen_tail::<V, F>(rows[r], blocks.len() * HEAD_LANES + at, &mut k[..n]);
-                sums[s][r] = q.fma(V::load(k.as_ptr()), sums[s][r]);
-            }
-        }
-        let mut n = vectors;
-        while n > 1 {
-            n /= 2;
-            for s in 0..n {
-                for r in 0..R {
-                    sums[s][r] = sums[s][r].add(sums[s + n][r]);
-                }
-            }
-        }
-        sums[0]
-    }
-}
-
-/// The largest score, -infinity if all are NaN; of zeros of both signs the first, as a loop from the front has it.
-#[inline(always)]
-unsafe fn maximum<V: Vector>(scores: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; MAX_LANES];
-    // SAFETY: the caller enables the instruction set.
-    unsafe {
-        let mut max = V::splat(f32::NEG_INFINITY);
-        for j in (0..scores.len()).step_by(V::LANES) {
-            let s = V::load_first(scores.as_ptr().add(j), scores.len() - j, f32::NEG_INFINITY);
-            max = max.if_less(s, s, max);
-        }
-        max.store(lanes.as_mut_ptr());
-    }
-    let max = lanes[..V::LANES].iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
-    if max != 0.0 {
-        return max;
-    }
-    scores.iter().copied().find(|s| *s == 0.0).unwrap_or(max)
-}
-
-/// `out` = Σ scores[j] · row j of v, in ascending j.
-#[inline(always)]
-unsafe fn weigh_rows<V: Vector, F: Form>(scores: &[f32], v: *const u8, out: &mut [f32]) {
-    let mut col = 0;
-    // SAFETY: the caller enables the instruction set; v has scores.len() rows of the length of out.
-    unsafe {
-        while out.len() - col >= 8 * V::LANES {
-            weigh_columns::<V, F, 8>(scores, v, out, col);
-            col += 8 * V::LANES;
-        }
-        while out.len() - col >= 2 * V::LANES {
-            weigh_columns::<V, F, 2>(scores, v, out, col);
-            col += 2 * V::LANES;
-        }
-        while out.len() - col >= V::LANES {
-            weigh_columns::<V, F, 1>(scores, v, out, col);
-            col += V::LANES;
-        }
-        let tail = out.len() - col;
-        if tail > 0 {
-            let row_bytes = F::offset(out.len());
-            let mut sum = V::splat(0.0);
-            for (j, score) in scores.iter().enumerate() {
-                let mut row = [0.0f32; MAX_LANES];
-                widen_tail::<V, F>(v.add(j * row_bytes), col, &mut row[..tail]);
-                sum = V::splat(*score).fma(V::load(row.as_ptr()), sum);
-            }
-            sum.store_first(out.as_mut_ptr().add(col), tail);
-        }
-    }
-}
-
-/// `N` vectors of columns of [`weigh_rows`], from `col` on.
-#[inline(always)]
-unsafe fn weigh_columns<V: Vector, F: Form, const N: usize>(
-    scores: &[f32],
-    v: *const u8,
-    out: &mut [f32],
-    col: usize,
-) {
-    let row_bytes = F::offset(out.len());
-    // SAFETY: the caller enables the instruction set; v has scores.len() rows of the length of out.
-    unsafe {
-        let mut sums = [V::splat(0.0); N];
-        for (j, score) in scores.iter().enumerate() {
-            let score = V::splat(*score);
-            let row = v.add(j * row_bytes);
-            for i in 0..N {
-                sums[i] = score.fma(F::load(row, col + i * V::LANES), sums[i]);
-            }
-            prefetch::<V, F>(row, col, N * V::LANES);
-        }
-        for i in 0..N {
-            sums[i].store(out.as_mut_ptr().add(col + i * V::LANES));
-        }
-    }
-}
-
-/// Σ of the exponentials on [`HEAD_LANES`] lanes. None is -0, so that the zeros after the last one add nothing.
-#[inline(always)]
-unsafe fn head_sum<V: Vector>(scores: &[f32; SOFTMAX_CHUNK]) -> f32 {
-    let mut lanes = [0.0f32; HEAD_LANES];
-    // SAFETY: the caller enables the instruction set.
-    unsafe {
-        for l in (0..HEAD_LANES).step_by(V::LANES) {
-            let mut sum = V::splat(0.0);
-            for j in (l..SOFTMAX_CHUNK).step_by(HEAD_LANES) {
-                sum = sum.add(V::load(scores.as_ptr().add(j)));
-            }
-            sum.store(lanes.as_mut_ptr().add(l));
-        }
-    }
-    tree(&mut lanes)
-}
-
 /// The table of an instruction set: each kernel is compiled with its features.
 ///
 /// `vector` is its register of `f32` lanes, `sums` the registers of sums of a row, `blocks` a register of at most
@@ -426,7 +221,7 @@ macro_rules! table {
         head: $head:ty $(,)?
     ) => {{
         use $crate::kernels::{Activation, DenseRow, HeadCodes, HeadFactors, HeadRows, KvRows, Kernels};
-        use $crate::kernels::{float_kernels, head_kernels, ternary_kernels};
+        use $crate::kernels::{PartialAttention, attention_kernels, float_kernels, head_kernels, ternary_kernels};
         use $crate::kernels::vector::Vector;
         use $crate::reduce::BLOCK_LANES;
 
@@ -453,9 +248,16 @@ macro_rules! table {
             fn add(h: &mut [f32], y: &[f32]) = float_kernels::add;
             fn gate(f: Activation, gate: &mut [f32], up: &[f32]) = float_kernels::gate::<$vector>;
             fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = float_kernels::rotate::<$vector>;
-            fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32)
-                = float_kernels::attend::<$vector, { <$vector as Vector>::LANES / 4 }>;
-            fn merge(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) = float_kernels::merge::<$vector>;
+            fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize], part: PartialAttention<'_>)
+                = attention_kernels::attend::<
+                    $vector,
+                    { attention_kernels::keys_at_a_time($sums, 4, <$vector as Vector>::LANES) },
+                    { attention_kernels::keys_at_a_time($sums, 2, <$vector as Vector>::LANES) },
+                    { attention_kernels::keys_at_a_time($sums, 1, <$vector as Vector>::LANES) },
+                    { $sums / 4 },
+                >;
+            fn merge(acc: PartialAttention<'_>, chunk: PartialAttention<'_>) = attention_kernels::merge::<$vector>;
+            fn finish(part: PartialAttention<'_>) = attention_kernels::finish;
         }
         Kernels {
             isa: $isa,
@@ -481,6 +283,7 @@ macro_rules! table {
             rotate,
             attend,
             merge,
+            finish,
         }
     }};
 }

@@ -4,7 +4,9 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 
-use super::{Activation, DenseRow, HeadCodes, HeadRows, Isa, Kernels, KvRows, head_kernels};
+use super::{
+    Activation, DenseRow, HeadCodes, HeadRows, Isa, Kernels, KvRows, PartialAttention, head_kernels,
+};
 use crate::float::{exp, fma, silu};
 use crate::head::nibble;
 use crate::layout::code;
@@ -38,6 +40,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     rotate,
     attend,
     merge,
+    finish,
 };
 
 fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]) {
@@ -180,35 +183,56 @@ fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
     }
 }
 
-fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize, out: &mut [f32]) -> (f32, f32) {
-    let dim = q.len();
-    let mut scores = [0.0f32; SOFTMAX_CHUNK];
-    let scores = &mut scores[..n];
-    for (j, score) in scores.iter_mut().enumerate() {
-        *score = head_dot(widen(k, j, dim), q);
-    }
-    let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
-    for score in &mut *scores {
-        *score = exp(*score - max);
-    }
-    out.fill(0.0);
-    for (j, score) in scores.iter().enumerate() {
-        for (out, v) in out.iter_mut().zip(widen(v, j, dim)) {
-            *out = fma(*score, v, *out);
+fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize], part: PartialAttention<'_>) {
+    let dim = q.len() / lens.len();
+    let queries = q.chunks_exact(dim).zip(lens).zip(part.weighted.chunks_exact_mut(dim));
+    for (i, ((q, n), weighted)) in queries.enumerate() {
+        let mut scores = [0.0f32; SOFTMAX_CHUNK];
+        let scores = &mut scores[..*n];
+        for (j, score) in scores.iter_mut().enumerate() {
+            *score = head_dot(widen(k, j, dim), q);
         }
+        let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
+        for score in &mut *scores {
+            *score = exp(*score - max);
+        }
+        weighted.fill(0.0);
+        for (j, score) in scores.iter().enumerate() {
+            for (weighted, v) in weighted.iter_mut().zip(widen(v, j, dim)) {
+                *weighted = fma(*score, v, *weighted);
+            }
+        }
+        (part.max[i], part.sum[i]) = (max, head_sum(scores));
     }
-    (max, head_sum(scores))
 }
 
 fn widen(rows: KvRows<'_>, row: usize, dim: usize) -> impl Iterator<Item = f32> {
     (row * dim..(row + 1) * dim).map(move |i| match rows {
         KvRows::F32(r) => r[i],
         KvRows::F16(r) => f16::from_bits(r[i]).to_f32(),
+        KvRows::I8 { codes, scales } => f32::from(codes[i]) * scales[row],
     })
 }
 
-fn merge(acc: &mut [f32], alpha: f32, chunk: &[f32], beta: f32) {
-    for (acc, chunk) in acc.iter_mut().zip(chunk) {
-        *acc = fma(*chunk, beta, *acc * alpha);
+fn merge(acc: PartialAttention<'_>, chunk: PartialAttention<'_>) {
+    let dim = acc.weighted.len() / acc.max.len();
+    let rows = acc.weighted.chunks_exact_mut(dim).zip(chunk.weighted.chunks_exact(dim));
+    for (i, (acc_weighted, chunk_weighted)) in rows.enumerate() {
+        let new_max = if chunk.max[i] > acc.max[i] { chunk.max[i] } else { acc.max[i] };
+        let (alpha, beta) = (exp(acc.max[i] - new_max), exp(chunk.max[i] - new_max));
+        for (acc, chunk) in acc_weighted.iter_mut().zip(chunk_weighted) {
+            *acc = fma(*chunk, beta, *acc * alpha);
+        }
+        acc.sum[i] = fma(chunk.sum[i], beta, acc.sum[i] * alpha);
+        acc.max[i] = new_max;
+    }
+}
+
+fn finish(part: PartialAttention<'_>) {
+    let dim = part.weighted.len() / part.sum.len();
+    for (weighted, sum) in part.weighted.chunks_exact_mut(dim).zip(part.sum) {
+        for weighted in weighted {
+            *weighted /= *sum;
+        }
     }
 }

@@ -235,8 +235,6 @@ proptest! {
         scalar::KERNELS.rms_norm(&x, &w, eps, &mut want);
         let mut sum = x.to_vec();
         scalar::KERNELS.add(&mut sum, &w);
-        let mut merged = x.to_vec();
-        scalar::KERNELS.merge(&mut merged, 0.3, &w, 1.7);
         for kernels in vector_tables() {
             prop_assert_eq!(kernels.absmax_bits(&x), scalar::KERNELS.absmax_bits(&x));
             let mut got = vec![1.0; x.len()];
@@ -248,9 +246,6 @@ proptest! {
             let mut got = x.to_vec();
             kernels.add(&mut got, &w);
             assert_same(kernels, &got, &sum);
-            let mut got = x.to_vec();
-            kernels.merge(&mut got, 0.3, &w, 1.7);
-            assert_same(kernels, &got, &merged);
         }
     }
 
@@ -315,20 +310,65 @@ proptest! {
 
     #[test]
     fn attention_agrees_in_single_precision(
-        (q, k, v, n) in (head_dims(), prop_oneof![1..40usize, 250..=256usize]).prop_flat_map(|(dim, n)| {
-            (vec(finite(), dim), vec(any_value(), dim * n), vec(finite(), dim * n), Just(n))
+        (q, k, v, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = dim * longest(&lens);
+            (vec(finite(), dim * lens.len()), vec(any_value(), n), vec(finite(), n), Just(lens))
         }),
     ) {
-        check_attention(&q, KvRows::F32(&Shifted::new(&k)), KvRows::F32(&Shifted::new(&v)), n);
+        check_attention(&q, KvRows::F32(&Shifted::new(&k)), KvRows::F32(&Shifted::new(&v)), &lens);
     }
 
     #[test]
     fn attention_agrees_in_half_precision(
-        (q, k, v, n) in (head_dims(), prop_oneof![1..40usize, 250..=256usize]).prop_flat_map(|(dim, n)| {
-            (vec(-1.0f32..1.0, dim), vec(half_bits(), dim * n), vec(half_bits(), dim * n), Just(n))
+        (q, k, v, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = dim * longest(&lens);
+            (vec(-1.0f32..1.0, dim * lens.len()), vec(half_bits(), n), vec(half_bits(), n), Just(lens))
         }),
     ) {
-        check_attention(&q, KvRows::F16(&Shifted::new(&k)), KvRows::F16(&Shifted::new(&v)), n);
+        check_attention(&q, KvRows::F16(&Shifted::new(&k)), KvRows::F16(&Shifted::new(&v)), &lens);
+    }
+
+    #[test]
+    fn attention_agrees_in_bytes(
+        (q, k, v, scales, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = longest(&lens);
+            let codes = || vec(prop_oneof![4 => any::<i8>(), 1 => Just(0i8)], dim * n);
+            (vec(-1.0f32..1.0, dim * lens.len()), codes(), codes(), vec((0.0f32..0.1, finite()), n), Just(lens))
+        }),
+    ) {
+        let (k_scales, v_scales): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
+        let (k, v) = (Shifted::new(&k), Shifted::new(&v));
+        let (k, v) = (KvRows::I8 { codes: &k, scales: &k_scales }, KvRows::I8 { codes: &v, scales: &v_scales });
+        check_attention(&q, k, v, &lens);
+    }
+
+    #[test]
+    fn chunks_are_combined_alike(
+        (weighted, scalars) in (head_dims(), 1..=9usize).prop_flat_map(|(dim, n)| {
+            let scalar = || prop_oneof![3 => -90.0f32..90.0, 1 => any_value()];
+            let scalars = vec((scalar(), 1.0f32..256.0, scalar(), 1.0f32..256.0), n);
+            (vec((any_value(), finite()), dim * n), scalars)
+        }),
+    ) {
+        let (acc, chunk): (Vec<_>, Vec<_>) = weighted.into_iter().unzip();
+        let merged = |kernels: &Kernels| {
+            let (mut acc, mut chunk) = (Shifted::new(&acc), Shifted::new(&chunk));
+            let column = |f: fn(&(f32, f32, f32, f32)) -> f32| scalars.iter().map(f).collect::<Vec<_>>();
+            let (mut max, mut sum) = (column(|s| s.0), column(|s| s.1));
+            let (mut chunk_max, mut chunk_sum) = (column(|s| s.2), column(|s| s.3));
+            kernels.merge(
+                PartialAttention { weighted: &mut acc, max: &mut max, sum: &mut sum },
+                PartialAttention { weighted: &mut chunk, max: &mut chunk_max, sum: &mut chunk_sum },
+            );
+            let sums = [max.clone(), sum.clone()].concat();
+            let before = acc.to_vec();
+            kernels.finish(PartialAttention { weighted: &mut acc, max: &mut max, sum: &mut sum });
+            [before, sums, acc.to_vec()].concat()
+        };
+        let want = merged(&scalar::KERNELS);
+        for kernels in vector_tables() {
+            assert_same(kernels, &merged(kernels), &want);
+        }
     }
 
     /// One dimension and small differences: the weights are exp(x), seen through V = 1.
@@ -336,19 +376,43 @@ proptest! {
     fn exponentials_agree(x in vec(prop_oneof![-90.0f32..0.0, any_value()], 1..=256)) {
         let k: Vec<f32> = x.iter().flat_map(|x| [*x, 0.0]).collect();
         let v: Vec<f32> = x.iter().enumerate().flat_map(|(i, _)| [1.0, i as f32]).collect();
-        check_attention(&[1.0, 0.0], KvRows::F32(&k), KvRows::F32(&v), x.len());
+        check_attention(&[1.0, 0.0], KvRows::F32(&k), KvRows::F32(&v), &[x.len()]);
     }
 }
 
+/// A head's elements, and the positions that each of several queries sees.
+fn attention_case() -> impl Strategy<Value = (usize, Vec<usize>)> {
+    let len = || prop_oneof![1..40usize, 250..=SOFTMAX_CHUNK];
+    (prop_oneof![9 => head_dims(), 1 => Just(MAX_HEAD_DIM)], len(), 1..=12usize, 0..4usize).prop_map(
+        |(dim, len, n_queries, spread)| {
+            // The oracle takes its time; long contexts have few queries.
+            let n_queries =
+                if len * dim > 10_000 { n_queries.min(7) } else { n_queries }.min(max_queries(dim));
+            (dim, (0..n_queries).map(|i| (len + i * spread / 3).min(SOFTMAX_CHUNK)).collect())
+        },
+    )
+}
+
+fn longest(lens: &[usize]) -> usize {
+    lens.iter().copied().max().unwrap_or(0)
+}
+
+/// The weighted sums, the maxima and the sums.
+fn attend(kernels: &Kernels, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize]) -> [Vec<f32>; 3] {
+    let mut weighted = Shifted::new(&vec![9.0; q.len()]);
+    let (mut max, mut sum) = (vec![9.0; lens.len()], vec![9.0; lens.len()]);
+    let part = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };
+    kernels.attend(q, k, v, lens, part);
+    [weighted.to_vec(), max, sum]
+}
+
 #[track_caller]
-fn check_attention(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, n: usize) {
-    let mut want = vec![0.0; q.len()];
-    let (max, sum) = scalar::KERNELS.attend(q, k, v, n, &mut want);
+fn check_attention(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize]) {
+    let want = attend(&scalar::KERNELS, q, k, v, lens);
     for kernels in vector_tables() {
-        let mut got = Shifted::new(&vec![9.0; q.len()]);
-        let (got_max, got_sum) = kernels.attend(q, k, v, n, &mut got);
-        assert_same(kernels, &[got_max, got_sum], &[max, sum]);
-        assert_same(kernels, &got, &want);
+        for (got, want) in attend(kernels, q, k, v, lens).iter().zip(&want) {
+            assert_same(kernels, got, want);
+        }
     }
 }
 
@@ -444,10 +508,8 @@ fn skipped_lanes_stay_untouched() {
     for kernels in Kernels::available() {
         for n in [34, 63, 40] {
             let (q, k) = (vec![tiny; n], vec![0.25f32; n]);
-            let mut out = vec![0.0; n & !1];
-            let (max, _) =
-                kernels.attend(&q[..n & !1], KvRows::F32(&k), KvRows::F32(&vec![0.0; n]), 1, &mut out);
-            assert_eq!(max.to_bits(), (-0.0f32).to_bits(), "{kernels:?}");
+            let [_, max, _] = attend(kernels, &q, KvRows::F32(&k), KvRows::F32(&vec![0.0; n]), &[1]);
+            assert_eq!(max[0].to_bits(), (-0.0f32).to_bits(), "{kernels:?}");
         }
         let row: Vec<u8> = [0.25f32; 300].iter().flat_map(|v| v.to_le_bytes()).collect();
         let sum = kernels.row_dot(DenseRow::F32, &row, &[tiny; 300]);
@@ -465,8 +527,26 @@ fn the_first_of_equal_zeros_is_the_maximum() {
     for first in [0.25f32, -0.25] {
         let k: Vec<f32> = [-1.0, first, -first].iter().flat_map(|v| [*v; 32]).collect();
         for kernels in Kernels::available() {
-            let (max, _) = kernels.attend(&q, KvRows::F32(&k), KvRows::F32(&k), 3, &mut [0.0; 32]);
-            assert_eq!(max.to_bits(), (0.0 * first).to_bits(), "{kernels:?}");
+            let [_, max, _] = attend(kernels, &q, KvRows::F32(&k), KvRows::F32(&k), &[3]);
+            assert_eq!(max[0].to_bits(), (0.0 * first).to_bits(), "{kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn values_that_a_query_does_not_see_add_nothing() {
+    // e^-2 times the smallest number, rounded, makes the sum of the first query -0; +0 · 1 would make that +0.
+    let k: Vec<f32> =
+        [2.0f32, 0.0, 0.0].iter().flat_map(|k| [[*k].as_slice(), &[0.0; 31]].concat()).collect();
+    let v: Vec<f32> = [0.0, -f32::from_bits(1), 1.0].iter().flat_map(|v| [*v; 32]).collect();
+    for kernels in Kernels::available() {
+        for lens in [vec![2, 3, 3, 3], vec![2, 3], vec![2, 2, 2, 2, 3]] {
+            let q = [1.0; 32].repeat(lens.len());
+            let [weighted, ..] = attend(kernels, &q, KvRows::F32(&k), KvRows::F32(&v), &lens);
+            assert!(
+                weighted[..32].iter().all(|w| w.to_bits() == (-0.0f32).to_bits()),
+                "{kernels:?} {lens:?}"
+            );
         }
     }
 }
