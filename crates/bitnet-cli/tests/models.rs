@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::{Output, bitnet, call, finish};
+use crate::{Output, bitnet, call, finish, quiet_success};
 
 /// Copies a small reference model without a tokenizer.
 fn write_checkpoint(folder: &Path) {
@@ -84,6 +84,12 @@ fn a_hub_name_is_looked_up_in_the_local_cache() {
         std::os::unix::fs::symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
     }
     assert_eq!(call().status, 0);
+    let converted = home.path().join("converted.gguf");
+    let mut convert = bitnet(&["convert", "--input", "org/tiny", "--output", converted.to_str().unwrap()]);
+    convert.env("HF_HUB_CACHE", &cache);
+    assert_eq!(finish(convert).status, 0);
+    let listed = crate::json(&quiet_success(&["inspect", "--json", converted.to_str().unwrap()]));
+    assert_eq!(listed["file"]["metadata"]["general.name"], "tiny", "not its revision");
     assert_eq!(use_model("org/tiny", ("HF_HOME", home.path())).status, 0);
     let elsewhere = home.path().join("huggingface");
     fs::create_dir(&elsewhere).unwrap();

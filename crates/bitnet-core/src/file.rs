@@ -13,6 +13,7 @@ pub mod safetensors;
 
 pub use cache::CacheDir;
 pub use folder::find_model;
+pub use hub::snapshot_name;
 pub use mapping::{Bytes, Mapping};
 pub use output::{TensorSink, remove_unfinished_files};
 

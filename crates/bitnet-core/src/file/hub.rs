@@ -12,6 +12,8 @@ use crate::{Error, Result};
 
 /// The revision that a name without one stands for.
 const REFERENCE: &str = "refs/main";
+const SNAPSHOTS: &str = "snapshots";
+const MODEL_PREFIX: &str = "models--";
 /// The longest name that the hub gives, organisation and model together.
 const MAX_NAME_BYTES: usize = 193;
 
@@ -35,6 +37,14 @@ pub(super) fn find(name: &str) -> Result<PathBuf> {
     find_in(&cache_folder(|variable| env::var_os(variable), env::home_dir()), name)
 }
 
+/// The model's name, without the organisation, where the folder is a snapshot in a cache: there, the folder itself is
+/// called by its revision.
+pub fn snapshot_name(folder: &Path) -> Option<&str> {
+    let snapshots = folder.parent().filter(|parent| parent.ends_with(SNAPSHOTS))?;
+    let model = snapshots.parent()?.file_name()?.to_str()?.strip_prefix(MODEL_PREFIX)?;
+    model.rsplit("--").next()
+}
+
 /// The cache, where the hub's own tools look for it.
 fn cache_folder(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> PathBuf {
     let folder = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -47,7 +57,7 @@ fn cache_folder(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBu
 
 fn find_in(cache: &Path, name: &str) -> Result<PathBuf> {
     let missing = |looked_at: &Path| Error::NotInHubCache { name: name.into(), looked_at: looked_at.into() };
-    let model = cache.join(format!("models--{}", name.replace('/', "--")));
+    let model = cache.join(format!("{MODEL_PREFIX}{}", name.replace('/', "--")));
     if !model.is_dir() {
         return Err(missing(&model));
     }
@@ -57,7 +67,7 @@ fn find_in(cache: &Path, name: &str) -> Result<PathBuf> {
     if revision.is_empty() || !revision.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return Err(Error::malformed(&reference, 0, "it must hold a revision, of letters and digits"));
     }
-    let snapshot = model.join("snapshots").join(revision);
+    let snapshot = model.join(SNAPSHOTS).join(revision);
     if snapshot.is_dir() { Ok(snapshot) } else { Err(missing(&snapshot)) }
 }
 
@@ -123,7 +133,10 @@ mod tests {
         fs::write(model.join("refs/main"), "0a1b\n").unwrap();
         assert_eq!(looked_at(), model.join("snapshots/0a1b"));
         fs::create_dir_all(model.join("snapshots/0a1b")).unwrap();
-        assert_eq!(find_in(cache.path(), "org/name").unwrap(), model.join("snapshots/0a1b"));
+        let snapshot = find_in(cache.path(), "org/name").unwrap();
+        assert_eq!(snapshot, model.join("snapshots/0a1b"));
+        assert_eq!(snapshot_name(&snapshot), Some("name"));
+        assert_eq!((snapshot_name(&model), snapshot_name(Path::new("snapshots/1"))), (None, None));
         for outside in ["../..", "", "/"] {
             fs::write(model.join("refs/main"), outside).unwrap();
             assert!(matches!(find_in(cache.path(), "org/name"), Err(Error::Malformed { .. })), "{outside}");
