@@ -18,10 +18,12 @@ use crate::tokenize::TokenizeArgs;
     name = "bitnet",
     version,
     max_term_width = 100,
-    after_help = "Models are GGUF files, safetensors files, or Hugging Face model folders. Without --model, the stories \
+    after_help = "Models are GGUF files, safetensors files, folders as Hugging Face has them or with one GGUF file, and \
+        names of the Hugging Face hub (ORG/NAME) that were downloaded to its local cache. Without --model, the stories \
         model that is part of the program is used.\n\n\
         Environment:\n  \
-        BITNET_ISA  The instruction set: scalar, sse41, avx2, avx512 or neon; the widest that works by default\n\n\
+        BITNET_ISA  The instruction set: scalar, sse41, avx2, avx512 or neon; the widest that works by default\n  \
+        HF_HUB_CACHE, HF_HOME  Where the Hugging Face cache is; ~/.cache/huggingface/hub by default\n\n\
         Exit status: 0 for success, 1 for failure, 2 for wrong usage."
 )]
 pub(crate) struct Cli {

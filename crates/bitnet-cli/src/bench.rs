@@ -23,6 +23,7 @@ use tempfile::NamedTempFile;
 use crate::convert::ProgressLine;
 use crate::model::{ModelArgs, print_notices};
 use crate::session::{HeadArgs, KvFormat};
+use crate::values;
 use limits::Limits;
 use report::Report;
 use rounds::Candidates;
@@ -50,16 +51,16 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_parser = SynthShape::NAMES, conflicts_with = "model")]
     shape: Option<String>,
     /// Tokens of the prompt.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     prompt_tokens: u32,
     /// Tokens that are generated.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     gen_tokens: u32,
     /// Measured runs.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     repeat: u32,
     /// Tokens of the prompt that are computed together.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     chunk: Option<usize>,
     /// How keys and values are kept: int8 takes half the memory and the reading of f16.
     #[arg(long, value_enum, default_value_t = KvFormat::F16)]

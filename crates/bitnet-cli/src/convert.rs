@@ -23,8 +23,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
   bitnet convert --input bitnet-b1.58-2B-4T --output 2b.gguf
   bitnet convert --input 2b.gguf --type tq1_0 --embedding q8_0 --output 2b-small.gguf")]
 pub(crate) struct ConvertArgs {
-    /// A GGUF file, a safetensors file, or a folder with safetensors and a config.json.
-    #[arg(long, short, value_name = "PATH")]
+    /// A GGUF file, a safetensors file, a model folder, or the ORG/NAME of a model in the local Hugging Face cache.
+    #[arg(long, short, value_name = "MODEL")]
     input: PathBuf,
     /// The file to write; it appears when it is complete.
     #[arg(long, short, value_name = "FILE")]

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::model::LayoutArgs;
+use crate::values;
 use listing::Listing;
 use summary::Summary;
 
@@ -21,7 +22,9 @@ use summary::Summary;
     bitnet inspect model.gguf --tensors\n  \
     bitnet inspect model.gguf --json --context 8192")]
 pub(crate) struct InspectArgs {
-    /// A GGUF file, a safetensors file, or a Hugging Face folder; the embedded stories model by default.
+    /// A GGUF file, a safetensors file, a model folder, or the ORG/NAME of a model in the local Hugging Face cache;
+    /// the embedded stories model by default.
+    #[arg(value_name = "MODEL")]
     path: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
@@ -30,7 +33,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     tensors: bool,
     /// Estimate the memory for this many tokens [default: what the model was made for, at most 4096].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     context: Option<usize>,
     #[command(flatten)]
     layout: LayoutArgs,

@@ -12,6 +12,7 @@ use clap::Args;
 use crate::interrupt;
 use crate::model::{ModelArgs, load, print_notices};
 use crate::session::KvFormat;
+use crate::values;
 
 /// Write the logits that follow every token.
 #[derive(Debug, Args)]
@@ -29,7 +30,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     /// Tokens that are computed together; it changes no result.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     chunk: Option<usize>,
     /// How keys and values are kept: int8 takes half the memory and the reading of f16.
     #[arg(long, value_enum, default_value_t = KvFormat::F32)]

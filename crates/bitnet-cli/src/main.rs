@@ -26,6 +26,7 @@ mod sampling;
 mod session;
 mod synth;
 mod tokenize;
+mod values;
 
 use std::io;
 use std::process::ExitCode;

@@ -17,6 +17,8 @@ use bitnet_quant::packing::I2sLayout;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::values;
+
 /// Loads that are over by then show nothing.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// The environment variable that chooses the kernels.
@@ -25,8 +27,9 @@ const ISA_VARIABLE: &str = "BITNET_ISA";
 /// Which file, and how it is read.
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
-    /// A GGUF file, a safetensors file, or a Hugging Face folder; the embedded stories model by default.
-    #[arg(long, short, value_name = "PATH")]
+    /// A GGUF file, a safetensors file, a model folder, or the ORG/NAME of a model in the local Hugging Face cache;
+    /// the embedded stories model by default.
+    #[arg(long, short, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
@@ -70,7 +73,7 @@ fn parse_layout(text: &str) -> Result<LayoutChoice, String> {
 #[derive(Debug, Args)]
 pub(crate) struct ComputeArgs {
     /// Threads that compute; all hardware threads by default.
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = values::threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
     /// The device: auto, cpu, cuda, metal, wgpu or mlx.
     #[arg(long, default_value = "auto")]

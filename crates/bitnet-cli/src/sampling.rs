@@ -6,30 +6,32 @@ use bitnet_core::tokenizer::GenerationConfig;
 use bitnet_inference::SamplingOptions;
 use clap::Args;
 
+use crate::values;
+
 /// How tokens are chosen.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// 0 takes the most likely token; higher is more varied [default: the model's suggestion, or 0].
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Choose among the K most likely tokens; 0 for all.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Choose among the most likely tokens whose probabilities reach this sum.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = values::top_p, allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Choose among tokens of at least this share of the highest probability.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = values::min_p, allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Make tokens that occurred less likely, by a factor.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::repetition_penalty, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Subtract this from the logits of tokens that were generated.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = values::presence_penalty, allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
     /// Subtract this from the logits of tokens for each time they were generated.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = values::frequency_penalty, allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// The seed of the draws; a random one, which is printed, by default.
     #[arg(long, value_name = "S")]

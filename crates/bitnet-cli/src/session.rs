@@ -5,12 +5,14 @@ use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::{HeadMode, SessionOptions};
 use clap::{Args, ValueEnum};
 
+use crate::values;
+
 /// How a session is opened.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Session")]
 pub(crate) struct SessionArgs {
     /// Tokens of prompt and answer that there is room for [default: what the model was made for, at most 4096].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     context: Option<usize>,
     /// How keys and values are kept: int8 takes half the memory and the reading of f16.
     #[arg(long, value_enum, default_value_t = KvFormat::F16)]
@@ -18,7 +20,7 @@ pub(crate) struct SessionArgs {
     #[command(flatten)]
     pub(crate) head: HeadArgs,
     /// Tokens of the prompt that are computed together; it changes no result.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     chunk: Option<usize>,
 }
 

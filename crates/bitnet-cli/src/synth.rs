@@ -7,6 +7,7 @@ use bitnet_inference::synth::{self, SynthOptions, SynthShape};
 
 use crate::convert::{DenseType, LayerType, ProgressLine};
 use crate::interrupt;
+use crate::values;
 
 /// Where `--shape` is not given, the sizes change those of this one.
 const DEFAULT_SHAPE: &str = "2b-4t";
@@ -37,28 +38,28 @@ pub(crate) struct SynthArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Token ids.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     vocab: Option<usize>,
     /// The width of the residual stream.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     dim: Option<usize>,
     /// The width inside the feed-forward network.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     ffn_dim: Option<usize>,
     /// Decoder blocks.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     layers: Option<usize>,
     /// Query heads.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     heads: Option<usize>,
     /// Key and value heads; as many as query heads where only those are given.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     kv_heads: Option<usize>,
     /// Elements of a head; the width divided by the heads where one of those is given.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     head_dim: Option<usize>,
     /// Positions that the model claims to be made for.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     context: Option<usize>,
 }
 

@@ -1,4 +1,7 @@
-//! `bitnet chat` through a pipe.
+//! `bitnet chat` through a pipe, and on a terminal.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use crate::{call_with_stdin, json};
 
@@ -67,4 +70,36 @@ fn the_oldest_turn_makes_room_visibly() {
     let too_long = chat(&["--context", "12"], "Tell me a story about a cat that is much too long\n");
     assert_eq!((too_long.status, too_long.stdout.as_str()), (0, ""));
     assert_eq!(too_long.stderr, "the message is too long for a context of 12 tokens\n");
+}
+
+/// The line editor reads as much as the terminal has, and must keep what belongs to later prompts.
+#[test]
+fn lines_typed_ahead_on_a_terminal_are_answered_in_turn() {
+    if Command::new("script").arg("--version").output().is_err() {
+        println!("skipped: `script`, which makes a terminal, is not installed (apt-get install bsdutils)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (saved, program) = (folder.path().join("chat.json"), env!("CARGO_BIN_EXE_bitnet"));
+    let mut terminal = Command::new("script")
+        .args([
+            "--quiet",
+            "--command",
+            &format!("'{program}' chat --temperature 0 --max-tokens 4"),
+            "/dev/null",
+        ])
+        .env("XDG_DATA_HOME", folder.path())
+        .env("TERM", "xterm")
+        .env_remove("BITNET_ISA")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let typed = format!("First message\rSecond message\r/save {}\r/exit\r", saved.display());
+    terminal.stdin.as_mut().unwrap().write_all(typed.as_bytes()).unwrap();
+    assert!(terminal.wait().unwrap().success());
+    let saved = json(&std::fs::read_to_string(saved).expect("the third line was obeyed"));
+    let said: Vec<&str> =
+        saved.as_array().unwrap().iter().step_by(2).map(|m| m["content"].as_str().unwrap()).collect();
+    assert_eq!(said, ["First message", "Second message"]);
 }

@@ -9,6 +9,7 @@ mod errors;
 mod help;
 mod inspect;
 mod logits;
+mod models;
 mod run;
 mod tokenize;
 

@@ -44,6 +44,36 @@ pub enum Error {
         /// What the user can give instead.
         hint: &'static str,
     },
+    /// A folder without a model.
+    #[error(
+        "{}: the folder holds no model: that is a config.json with model.safetensors (or its parts with \
+         model.safetensors.index.json), or a .gguf file",
+        .path.display()
+    )]
+    NoModelInFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder with several models.
+    #[error("{}: the folder holds several models; give the path of one: {}", .path.display(), .files.join(", "))]
+    SeveralModels {
+        /// The folder.
+        path: PathBuf,
+        /// The names of their files.
+        files: Vec<String>,
+    },
+    /// Neither a path nor a model of the Hugging Face hub that was downloaded.
+    #[error(
+        "{name}: there is no such file or folder, and no model of that name in the Hugging Face cache: {} is missing; \
+         nothing is downloaded here, `hf download {name}` does it",
+        .looked_at.display()
+    )]
+    NotInHubCache {
+        /// What was asked for.
+        name: String,
+        /// The first part of the cache's entry that is missing.
+        looked_at: PathBuf,
+    },
     /// A metadata key or configuration field is missing.
     #[error("{}: the key `{key}` is missing", .path.display())]
     MissingKey {

@@ -1,15 +1,19 @@
-//! Model files: memory maps, GGUF and safetensors.
+//! Model files: where they are, memory maps, GGUF and safetensors.
 //!
 //! Readers face files from strangers: they use `get` and checked arithmetic, cap every count by a named
 //! constant, allocate nothing larger than the file justifies, and name the path, the offset and the rule broken.
 
 mod cache;
+mod folder;
 pub mod gguf;
+mod hub;
 mod mapping;
 mod output;
 pub mod safetensors;
 
 pub use cache::CacheDir;
+pub use folder::find_model;
+pub use hub::snapshot_name;
 pub use mapping::{Bytes, Mapping};
 pub use output::{TensorSink, remove_unfinished_files};
 

@@ -10,6 +10,7 @@ mod ternary;
 use std::path::Path;
 
 use bitnet_core::file::gguf::GgufWriter;
+use bitnet_core::file::snapshot_name;
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::packing::TernaryFormat;
@@ -82,8 +83,11 @@ pub fn refuse_own_input(input: &Path, output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The name of the file or folder.
+/// The name of the file or folder, or of the model whose revision the folder is.
 fn model_name(path: &Path) -> String {
+    if let Some(name) = snapshot_name(path) {
+        return name.to_owned();
+    }
     let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
     stem.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }

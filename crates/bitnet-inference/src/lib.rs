@@ -40,7 +40,7 @@ pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generation, TokenLogprobs};
 pub use head::{DEFAULT_MIN_HEAD_ROWS, HeadBytes, HeadMode, HeadOptions};
 pub use model::Model;
-pub use open::{ModelOptions, Preparation, embedded_source};
+pub use open::{MAX_THREADS, ModelOptions, Preparation, embedded_source};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session, SessionOptions};
 pub use text::Text;

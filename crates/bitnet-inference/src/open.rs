@@ -28,7 +28,7 @@ use crate::weights::{LoadProgress, Tiles, WeightBytes, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
-const MAX_THREADS: usize = 1024;
+pub const MAX_THREADS: usize = 1024;
 
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +67,8 @@ pub enum Preparation {
 const SMALL_MODEL_BYTES: usize = 64 << 20;
 
 impl Model {
-    /// Opens a GGUF file, a safetensors file, or a Hugging Face model folder.
+    /// Opens a GGUF file, a safetensors file, a folder with a model, or a model of the Hugging Face hub (`ORG/NAME`)
+    /// that is in the local cache.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, &ModelOptions::default(), &mut |_| ())
     }

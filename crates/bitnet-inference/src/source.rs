@@ -7,7 +7,7 @@ mod parts;
 
 use std::path::Path;
 
-use bitnet_core::file::{Bytes, Mapping};
+use bitnet_core::file::{Bytes, Mapping, find_model};
 use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer};
 use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
@@ -178,12 +178,14 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn text(&self) -> Result<Option<TextParts>>;
 }
 
-/// Opens a GGUF file, a safetensors file with a `config.json` beside it, or a folder with both.
-pub fn open(path: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
+/// Opens what [`find_model`] finds: a GGUF file, a safetensors file with a `config.json` beside it, or a folder with
+/// both.
+pub fn open(model: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
+    let path = find_model(model)?;
     if path.is_dir() {
-        return Ok(Box::new(HfSource::open(path)?));
+        return Ok(Box::new(HfSource::open(&path)?));
     }
-    let mapping = Mapping::open(path)?;
+    let mapping = Mapping::open(&path)?;
     if mapping.as_slice().starts_with(GGUF_MAGIC) {
         return Ok(Box::new(GgufSource::new(mapping, layout)?));
     }
@@ -191,7 +193,7 @@ pub fn open(path: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
         return Ok(Box::new(HfSource::open_file(mapping)?));
     }
     let hint = "models come as GGUF, or as safetensors with a config.json beside it";
-    Err(CoreError::UnknownFormat { path: path.into(), hint }.into())
+    Err(CoreError::UnknownFormat { path, hint }.into())
 }
 
 #[cfg(test)]

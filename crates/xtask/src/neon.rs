@@ -18,9 +18,13 @@ const EMULATOR: &str = "qemu-aarch64";
 const CPUS: [&str; 2] = ["max", "cortex-a53"];
 /// The kernels whole; of the engine, small models against the references and the oracle: the stories model takes many
 /// minutes under qemu.
-const TESTS: [(&str, &[&str]); 2] = [
-    ("bitnet-quant", &[]),
-    ("bitnet-inference", &["goldens::bitnet_offline", "goldens::qwen3", "equality::block_scales"]),
+const TESTS: [(&str, &[&str], &[&str]); 2] = [
+    ("bitnet-quant", &["--lib"], &[]),
+    (
+        "bitnet-inference",
+        &["--test", "main"],
+        &["goldens::bitnet_offline", "goldens::qwen3", "equality::block_scales"],
+    ),
 ];
 /// qemu is an order of magnitude slower; the full number of generated cases runs natively.
 const PROPTEST_CASES: &str = "32";
@@ -46,8 +50,8 @@ pub(crate) fn check() -> Result<Outcome, Error> {
         )));
     };
     for cpu in CPUS {
-        for (package, filters) in TESTS {
-            run(toolchain.test(cpu, package, filters))?;
+        for (package, targets, filters) in TESTS {
+            run(toolchain.test(cpu, package, targets, filters))?;
         }
     }
     Ok(Outcome::Done)
@@ -71,7 +75,7 @@ impl Toolchain {
 
     /// `cargo test` for the target on one emulated processor. Only the runner differs between processors, so the
     /// second call compiles nothing.
-    fn test(&self, cpu: &str, package: &str, filters: &[&str]) -> Command {
+    fn test(&self, cpu: &str, package: &str, targets: &[&str], filters: &[&str]) -> Command {
         let mut test = match self {
             Toolchain::Default => cargo(["test"]),
             Toolchain::System => {
@@ -80,12 +84,8 @@ impl Toolchain {
                 test
             }
         };
-        // Unit and integration tests; a doctest is the same code as an example that runs natively.
-        test.args(["--tests", "--target", TARGET, "--target-dir", "target/neon"]);
-        // Our code is what qemu runs for long; optimising the dependencies would cost more than it saves.
-        test.args(["--config", "profile.dev.opt-level=2"]);
-        test.args(["--config", "profile.dev.package.'*'.opt-level=1"]);
-        test.args(["--package", package]);
+        test.args(["--profile", "emulated", "--target", TARGET, "--target-dir", "target/neon"]);
+        test.args(["--package", package]).args(targets);
         test.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER);
         let runner = format!("{EMULATOR} -L /usr/aarch64-linux-gnu -cpu {cpu}");
         test.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner);

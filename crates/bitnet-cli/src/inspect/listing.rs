@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitnet_core::file::Mapping;
 use bitnet_core::file::gguf::{self, Gguf};
 use bitnet_core::file::safetensors::Checkpoint;
+use bitnet_core::file::{Mapping, find_model};
 use bitnet_inference::embedded_source;
 use serde_json::{Map, Value, json};
 
@@ -51,10 +51,11 @@ impl Listing {
     /// Reads the headers of a file or of all files of a folder; those of the embedded model without a path.
     pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self::of_checkpoint(embedded_source()?.checkpoint())) };
+        let path = find_model(path)?;
         if path.is_dir() {
-            return Ok(Self::of_checkpoint(&Checkpoint::open(path)?));
+            return Ok(Self::of_checkpoint(&Checkpoint::open(&path)?));
         }
-        let mapping = Mapping::open(path)?;
+        let mapping = Mapping::open(&path)?;
         if mapping.as_slice().starts_with(GGUF_MAGIC) {
             return Self::of_gguf(mapping);
         }

@@ -35,6 +35,11 @@ impl Checkpoint {
         Self::open_shards(&path.join(INDEX_FILE))
     }
 
+    /// Whether the folder has the files that [`open`](Self::open) looks for.
+    pub fn is_in(folder: &Path) -> bool {
+        [SINGLE_FILE, INDEX_FILE].iter().any(|name| folder.join(name).exists())
+    }
+
     /// Reads a checkpoint that is one file.
     pub fn parse(mapping: Arc<Mapping>) -> Result<Self> {
         let path = mapping.path().to_owned();
