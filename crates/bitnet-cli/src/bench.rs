@@ -1,5 +1,6 @@
 //! `bitnet bench`: how fast a model runs, and how far that is from what the machine could do.
 
+mod compare;
 mod limits;
 mod report;
 mod rounds;
@@ -24,6 +25,7 @@ use crate::convert::ProgressLine;
 use crate::model::{ModelArgs, print_notices};
 use crate::session::{HeadArgs, KvFormat};
 use crate::values;
+use compare::Peer;
 use limits::Limits;
 use report::Report;
 use rounds::Candidates;
@@ -40,10 +42,13 @@ use rounds::Candidates;
     and an addition as two operations: no kernel of the instruction set can exceed it.\n\n\
     tg_bytes_per_token counts the projections as they lie in memory, of the head what --head reads of all rows and \
     the rows that are computed beside, on average (head_candidates), and the keys and values that are read.\n\n\
+    --compare runs COMMAND in the shell after each of our runs, which is then preceded by an unmeasured one. It must \
+    print the JSON of `llama-bench -o json`, or that of `bitnet bench --json`, for as many tokens as this benchmark.\n\n\
     Examples:\n  \
     bitnet bench\n  \
     bitnet bench --shape 2b-4t\n  \
-    bitnet bench --model model.gguf --prompt-tokens 512 --gen-tokens 128 --threads 2 --json")]
+    bitnet bench --model model.gguf --prompt-tokens 512 --gen-tokens 128 --threads 2 --json\n  \
+    bitnet bench --model model.gguf --prompt-tokens 512 --compare 'llama-bench -m other.gguf -p 512 -n 64 -t 2 -o json'")]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -56,9 +61,12 @@ pub(crate) struct BenchArgs {
     /// Tokens that are generated.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     gen_tokens: u32,
-    /// Measured runs.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
-    repeat: u32,
+    /// Measured runs [default: 5, or 3 with --compare].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
+    repeat: Option<u32>,
+    /// Run this benchmark in turns with ours, and print both rates and their ratio.
+    #[arg(long, value_name = "COMMAND")]
+    compare: Option<String>,
     /// Tokens of the prompt that are computed together.
     #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     chunk: Option<usize>,
@@ -98,8 +106,25 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let mut session = model.session(SessionOptions { max_seq_len, chunk: args.chunk, precision })?;
     let threads = Threads::new(model.n_threads());
     let before = Limits::measure(kernels, &threads);
-    let pp = rounds::prompt(&mut session, prompt_tokens, args.repeat)?;
-    let (tg, candidates) = rounds::generation(&mut session, gen_tokens, args.repeat)?;
+    let mut candidates = Candidates::default();
+    let mut measure = |repeat| -> anyhow::Result<_> {
+        let pp = rounds::prompt(&mut session, prompt_tokens, repeat)?;
+        let (tg, counted) = rounds::generation(&mut session, gen_tokens, repeat)?;
+        candidates = counted;
+        Ok((pp, tg))
+    };
+    let (pp, tg, compared) = match args.compare.as_deref() {
+        None => {
+            let (pp, tg) = measure(args.repeat.unwrap_or(5))?;
+            (pp, tg, None)
+        }
+        Some(command) => {
+            let peer = Peer { command, prompt_tokens, gen_tokens };
+            let ours = || measure(1).map(|(pp, tg)| (pp.median, tg.median));
+            let (pp, tg, compared) = peer.in_turns(args.repeat.unwrap_or(3), ours)?;
+            (pp, tg, Some(compared))
+        }
+    };
     let rss_bytes = rss_bytes();
     let after = Limits::measure(kernels, &threads);
 
@@ -121,6 +146,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         candidates,
         before,
         after,
+        compared,
     };
     let mut stdout = io::stdout().lock();
     if args.json {

@@ -37,11 +37,80 @@ fn the_head_is_counted_as_it_is_read() {
     let (others, row) = (7 * 128 * 128 / 4 + 2 * 2 * 128 * 2, 128 * 2);
     for (head, all_rows) in [("exact", 5000 * (128 + 12)), ("int4", 5000 * (64 + 12)), ("f16", 5000 * row)] {
         let args = ["bench", "--json", "--prompt-tokens", "1", "--gen-tokens", "1", "--repeat", "1"];
-        let object = json(&quiet_success(&[&args, &["--model", &model, "--head", head][..]].concat()));
+        let model = ["--model", &model, "--head", head, "--layout", "two-bit"];
+        let object = json(&quiet_success(&[&args, &model[..]].concat()));
         let candidates = object["head_candidates_p50"].as_u64().unwrap();
         assert_eq!((&object["head"], &object["head_candidates_p99"]), (&head.into(), &candidates.into()));
         let beside = if head == "f16" { 0 } else { candidates * row };
         assert_eq!(object["tg_bytes_per_token"], others + all_rows + beside, "{head}");
         assert!(if head == "f16" { candidates == 5000 } else { candidates < 313 }, "{head}: {candidates}");
+    }
+}
+
+/// Commands for `--compare`: what a shell of Unix prints in the place of another benchmark.
+#[cfg(unix)]
+mod compare {
+    use crate::{call, json, quiet_success};
+
+    const ARGS: [&str; 7] = ["bench", "--prompt-tokens", "8", "--gen-tokens", "4", "--threads", "1"];
+
+    fn with<'a>(flags: &[&'a str]) -> Vec<&'a str> {
+        [&ARGS, flags].concat()
+    }
+
+    #[test]
+    fn each_round_runs_the_command_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        // Rates of 100, 200 and 300 in the order of the rounds.
+        let command = format!(
+            "echo >> '{0}'; n=$(wc -l < '{0}'); echo noise >&2; \
+             echo \"[{{\\\"n_prompt\\\":8,\\\"n_gen\\\":0,\\\"avg_ts\\\":$((n * 100))}}]\"",
+            count.display()
+        );
+        let report = json(&quiet_success(&with(&["--json", "--compare", &command])));
+        let compared = &report["compare"];
+        assert_eq!(compared["command"], command);
+        assert_eq!(compared["rounds"], 3);
+        for (key, rate) in [("pp_tok_s", 200.0), ("pp_tok_s_min", 100.0), ("pp_tok_s_max", 300.0)] {
+            assert_eq!(compared[key], rate, "{key}");
+        }
+        assert_eq!(compared["pp_ratio"].as_f64().unwrap(), report["pp_tok_s"].as_f64().unwrap() / 200.0);
+        assert!(compared["tg_tok_s"].is_null() && compared["tg_ratio"].is_null());
+        assert!(report["tg_tok_s"].as_f64().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn two_builds_of_this_program_can_be_paired() {
+        let command = format!("{} {} --repeat 1 --json", env!("CARGO_BIN_EXE_bitnet"), ARGS.join(" "));
+        let text = quiet_success(&with(&["--repeat", "1", "--compare", &command]));
+        assert!(text.contains(&format!("in turns, 1 time, with: {command}\n")), "{text}");
+        for phase in ["pp of the other", "tg of the other"] {
+            let line = text.lines().find(|line| line.starts_with(phase)).unwrap();
+            assert!(line.contains(" tok/s") && line.contains("ours is "), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_measures_nothing_is_an_error() {
+        let failure = |command: &str| {
+            let output = call(&with(&["--json", "--compare", command]));
+            assert_eq!((output.status, output.stdout.as_str()), (1, ""), "{}", output.stderr);
+            output.stderr
+        };
+        let error = "bitnet: error: the command of --compare";
+        assert_eq!(
+            failure("echo no such file >&2; exit 3"),
+            format!("no such file\n{error}, `echo no such file >&2; exit 3`: it ended with status 3\n")
+        );
+        assert_eq!(
+            failure("echo 100 tok/s"),
+            format!(
+                "{error}, `echo 100 tok/s`: it printed no rates; \
+                 known are `llama-bench -o json` and `bitnet bench --json`\n"
+            )
+        );
+        let other = r#"echo '{"pp_tokens":9,"pp_tok_s":1.5}'"#;
+        assert!(failure(other).ends_with("it measured pp 9, and this benchmark pp 8 and tg 4\n"));
     }
 }

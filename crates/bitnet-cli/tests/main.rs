@@ -24,9 +24,10 @@ struct Output {
     stderr: String,
 }
 
-/// The program, without anything that the tests' surroundings could tell it.
+/// The program, without anything that the tests' surroundings could tell it, and with a cache of the tests' own.
 fn bitnet(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+    command.env("BITNET_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command.args(args).env_remove("BITNET_ISA").env_remove("COLUMNS").stdin(Stdio::null());
     command
 }

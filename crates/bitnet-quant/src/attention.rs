@@ -92,6 +92,9 @@ pub fn attention(
     let dim = heads.n_heads * heads.head_dim;
     assert!(q.len() == out.len() && q.len().is_multiple_of(dim));
     let n = q.len() / dim;
+    if n == 0 {
+        return;
+    }
     let layer = Layer { kernels, heads, q, k, v, first };
     let n_chunks = (first + n).div_ceil(SOFTMAX_CHUNK);
     let out = Disjoint::new(out);

@@ -1,9 +1,10 @@
-//! `bitnet bench` on the embedded model must measure something: a few tokens, to see that no number is missing or 0.
+//! Benchmarks must work: `bitnet bench` on the embedded model with a few tokens, to see that no number is missing or 0,
+//! and every benchmark of the kernels once.
 
 use serde_json::Value;
 
 use crate::ci::Outcome;
-use crate::command::{cargo, output_json};
+use crate::command::{cargo, output_json, run as run_command};
 use crate::error::Error;
 
 /// Tokens a second of the prompt and of generation, bytes a second, and the share of the measured peak bandwidth.
@@ -24,6 +25,7 @@ pub(crate) fn run() -> Result<Outcome, Error> {
         "--json",
     ]))?;
     check_report(&report)?;
+    run_command(cargo(["bench", "--package", "bitnet-quant", "--bench", "kernels", "--", "--test"]))?;
     Ok(Outcome::Done)
 }
 

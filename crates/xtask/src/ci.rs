@@ -43,7 +43,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "each reader against damaged files",
         run: || fuzz::run_targets(FUZZ_SMOKE, &[]),
     },
-    Step { name: "bench-smoke", about: "the benchmark measures something", run: bench_smoke::run },
+    Step { name: "bench-smoke", about: "the benchmarks measure something", run: bench_smoke::run },
 ];
 
 /// Runs every step and stops at the first that fails.

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
+use super::compare::Comparison;
 use super::limits::Limits;
 use super::rounds::{Candidates, Rates};
 
@@ -29,6 +30,8 @@ pub(super) struct Report {
     pub(super) bytes_per_token: usize,
     pub(super) before: Limits,
     pub(super) after: Limits,
+    /// The other benchmark that ran in turns with this one.
+    pub(super) compared: Option<Comparison>,
 }
 
 impl Report {
@@ -50,7 +53,7 @@ impl Report {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({
+        let mut report = json!({
             "model": self.model,
             "threads": self.threads,
             "isa": self.isa,
@@ -77,7 +80,11 @@ impl Report {
             "int8_peak_gop_s": self.int8_peak_gop_s(),
             "int8_peak_gop_s_before": self.before.int8_gop_s,
             "int8_peak_gop_s_after": self.after.int8_gop_s,
-        })
+        });
+        if let Some(compared) = &self.compared {
+            report["compare"] = compared.to_json(self.pp, self.tg);
+        }
+        report
     }
 
     pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
@@ -117,7 +124,11 @@ impl Report {
             self.head,
             self.candidates.percentile(50),
             self.candidates.percentile(99)
-        )
+        )?;
+        match &self.compared {
+            Some(compared) => compared.print(self.pp, self.tg, out),
+            None => Ok(()),
+        }
     }
 }
 
@@ -145,6 +156,7 @@ mod tests {
             bytes_per_token: 500_000_000,
             before: limits(20.0, 60.0),
             after: limits(10.0, 120.0),
+            compared: None,
         };
         let json = report.to_json();
         assert_eq!((json["pp_gop_s"].as_f64(), json["pp_int8_share"].as_f64()), (Some(30.0), Some(0.25)));

@@ -14,7 +14,7 @@ pub(super) struct Rates {
 
 impl Rates {
     /// At least one rate.
-    fn of(mut rates: Vec<f64>) -> Self {
+    pub(super) fn of(mut rates: Vec<f64>) -> Self {
         rates.sort_by(f64::total_cmp);
         let (n, last) = (rates.len(), rates.len() - 1);
         Rates { median: (rates[last / 2] + rates[n / 2]) / 2.0, min: rates[0], max: rates[last] }
