@@ -220,6 +220,37 @@ fn bounds_hold_whatever_the_rows() {
     }
 }
 
+/// Rows and a vector that are coded without error: what is left is the rounding of the full head's own sums, which is
+/// far larger than the logits, because even columns cancel odd ones in the last step of the tree.
+#[test]
+fn bounds_hold_for_what_the_full_head_rounds() {
+    let (rows, cols) = (30, 2560);
+    let mut random = Random(6);
+    let mut integers = |n: usize, from: u64, to: u64| -> Vec<f32> {
+        let range = to - from + 1;
+        (0..n).map(|i| if i == 0 { to as f32 } else { (from + random.bits() % range) as f32 }).collect()
+    };
+    let values: Vec<f32> = (0..rows).flat_map(|_| integers(cols, 64, 127)).collect();
+    let mut x = integers(cols, 8000, 16_256);
+    x.iter_mut().skip(1).step_by(2).for_each(|x| *x = -*x);
+    let data = stored(DenseFormat::F32, &values, cols);
+    let w = DenseView::new(&data, rows, cols, DenseFormat::F32);
+    let threads = Threads::new(1);
+    let image = Image::build(Kernels::best(), &threads, &w);
+    let view = HeadView::new(image.bytes(), rows, cols).unwrap();
+    assert!(view.errors.iter().all(|e| *e < 1e-6), "no row is off");
+    let mut y = vec![0.0; rows];
+    dense_linear(Kernels::best(), &threads, &w, &x, 1, &mut y);
+    let [lower, upper, ..] = bounds(Kernels::best(), &threads, &view, HeadStage::Int8, &x).unwrap();
+    let mut off = 0;
+    for (r, row) in values.chunks_exact(cols).enumerate() {
+        assert!(lower[r] <= y[r] && y[r] <= upper[r], "{} {} {}", lower[r], y[r], upper[r]);
+        let exact: f64 = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+        off += usize::from((f64::from(y[r]) - exact).abs() > 10.0);
+    }
+    assert!(off > rows / 2, "rounding shows in {off} rows");
+}
+
 /// Elements of a row that all lie half a step from their codes, and a vector that has their signs: the bound is met.
 #[test]
 fn bounds_are_no_wider_than_they_need_be() {
