@@ -22,8 +22,8 @@ const GROUPS: usize = TILE_ROWS / GROUP_ROWS;
 const SECOND_LOAD: usize = TILE_BYTES - 64;
 /// Tokens of a register tile: with two groups they take 24 of the 32 registers.
 const MAX_TOKENS: usize = 12;
-/// Tiles that are decoded at a time: 12 KiB of codes, beside which the activations of 72 tokens fit the first cache.
-const DECODED_TILES: usize = 32;
+/// Tiles that are decoded at a time: 9 KiB of codes, beside which the activations and sums of 72 tokens fit the first cache.
+const DECODED_TILES: usize = 24;
 
 static KERNELS: Kernels = table! {
     isa: Isa::Avx512,
