@@ -233,7 +233,7 @@ impl HeadProduct for Madd {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "avx2")]
-    unsafe fn tile<const T: usize, const LOW: bool>(
+    unsafe fn head_tile<const T: usize, const LOW: bool>(
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,

@@ -145,7 +145,7 @@ impl HeadProduct for Vnni {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn tile<const T: usize, const LOW: bool>(
+    unsafe fn head_tile<const T: usize, const LOW: bool>(
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,

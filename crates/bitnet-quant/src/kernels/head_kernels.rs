@@ -35,7 +35,7 @@ pub(super) trait HeadProduct {
     const TILE_TOKENS: usize;
 
     /// Σ code·x of four rows of planes; without `LOW` the code is the high half alone. Rows are whole blocks of 64 bytes.
-    unsafe fn tile<const T: usize, const LOW: bool>(
+    unsafe fn head_tile<const T: usize, const LOW: bool>(
         high: [*const u8; TILE_ROWS],
         low: [*const u8; TILE_ROWS],
         row_bytes: usize,
@@ -105,7 +105,7 @@ unsafe fn put<K: HeadProduct, const T: usize, const LOW: bool>(
                 wide: x.wide.as_ptr().add(at),
             }
         });
-        K::tile::<T, LOW>(high, low, row_bytes, tokens)
+        K::head_tile::<T, LOW>(high, low, row_bytes, tokens)
     };
     for t in 0..T {
         for (out, sum) in out[(first + t) * n_rows..][r..n_rows].iter_mut().zip(sums[t]) {

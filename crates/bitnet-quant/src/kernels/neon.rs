@@ -284,7 +284,7 @@ impl HeadProduct for MultiplyAdd {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "neon")]
-    unsafe fn tile<const T: usize, const LOW: bool>(
+    unsafe fn head_tile<const T: usize, const LOW: bool>(
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,
@@ -333,7 +333,7 @@ impl HeadProduct for DotProduct {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "neon,dotprod")]
-    unsafe fn tile<const T: usize, const LOW: bool>(
+    unsafe fn head_tile<const T: usize, const LOW: bool>(
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,
