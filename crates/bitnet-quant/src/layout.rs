@@ -91,17 +91,17 @@ impl Layout {
 }
 
 impl FromStr for Layout {
-    type Err = UnknownLayout;
+    type Err = UnknownMemoryLayout;
 
-    fn from_str(s: &str) -> Result<Self, UnknownLayout> {
-        Layout::ALL.into_iter().find(|layout| layout.name() == s).ok_or(UnknownLayout)
+    fn from_str(s: &str) -> Result<Self, UnknownMemoryLayout> {
+        Layout::ALL.into_iter().find(|layout| layout.name() == s).ok_or(UnknownMemoryLayout)
     }
 }
 
 /// A name that is no [`Layout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("layouts are two-bit and tiles")]
-pub struct UnknownLayout;
+pub struct UnknownMemoryLayout;
 
 /// The packed codes of a ternary matrix.
 #[derive(Debug, Clone, Copy)]

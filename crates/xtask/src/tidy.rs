@@ -32,6 +32,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-quant/benches/kernels/limits.rs",
     "crates/bitnet-quant/src/attention.rs",
     "crates/bitnet-quant/src/fpenv.rs",
+    "crates/bitnet-quant/src/head/bounds.rs",
     "crates/bitnet-quant/src/kernels.rs",
     "crates/bitnet-quant/src/kernels/",
     "crates/bitnet-quant/src/linear.rs",

@@ -15,7 +15,7 @@
 //!
 //! Both together are `e·A + n·B + C` of the row's stored e ≥ ‖w - ŵ‖ and n ≥ ‖ŵ‖, with three factors of the vector alone.
 //! The formula is evaluated in single precision by at most six operations, for whose rounding, and for that of ŷ to
-//! single precision and of ŷ ± bound, [`SLACK`] and [`ESTIMATE_SLACK`] make room.
+//! single precision and of ŷ ± bound, `SLACK` and `ESTIMATE_SLACK` make room.
 
 use super::input::InputToken;
 use super::{HEAD_TOKENS, HeadInput, HeadStage, HeadView, plane_row_bytes};
