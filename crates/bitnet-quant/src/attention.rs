@@ -74,7 +74,7 @@ impl Heads {
     }
 }
 
-/// Causal attention of `n` tokens whose first is at position `first`.
+/// Causal attention of `n` tokens, perhaps none, whose first is at position `first`.
 ///
 /// `q`, `out`: (n, n_heads, head_dim), the queries rotated and scaled. `k`, `v`: whole chunks of one layer's cache, in
 /// the order of [`Heads::row_start`], filled up to and including the last token. `scratch`: room for
@@ -415,7 +415,8 @@ mod tests {
     #[test]
     fn any_split_of_the_work_gives_the_defined_sums() {
         let shapes = [(4, 1, 32), (6, 2, 6), (3, 3, 34), (10, 2, 40), (40, 1, 32), (2, 1, MAX_HEAD_DIM)];
-        let places = [(0, 1), (0, 13), (255, 1), (250, 7), (255, 2), (251, 20), (511, 1), (505, 8), (509, 9)];
+        let places =
+            [(7, 0), (0, 1), (0, 13), (255, 1), (250, 7), (255, 2), (251, 20), (511, 1), (505, 8), (509, 9)];
         for (n_heads, n_kv_heads, head_dim) in shapes {
             let heads = Heads { n_heads, n_kv_heads, head_dim };
             let len = heads.row_start(0, 768);
