@@ -34,7 +34,7 @@ use rounds::Candidates;
 #[derive(Debug, Args)]
 #[command(after_help = "\
     Prompt processing (pp) computes all tokens of a prompt and the logits of the last. Generation (tg) starts in an \
-    empty context and takes the most likely token each time. Both are run once unmeasured, and then --repeat times; the \
+    empty context, or behind --depth tokens, and takes the most likely token each time. Both are run once unmeasured, and then --repeat times; the \
     median counts.\n\n\
     The limits are measured in the same process with the same threads, right before and right after. The read \
     bandwidth (peak_gb_s) is the best of several ways to read memory far larger than the caches. The int8 rate \
@@ -61,6 +61,9 @@ pub(crate) struct BenchArgs {
     /// Tokens that are generated.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     gen_tokens: u32,
+    /// Tokens that are in the context when generation starts.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    depth: u32,
     /// Measured runs [default: 5, or 3 with --compare].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     repeat: Option<u32>,
@@ -101,15 +104,16 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     print_notices(&model);
 
     let (prompt_tokens, gen_tokens) = (args.prompt_tokens as usize, args.gen_tokens as usize);
+    let depth = args.depth as usize;
     // The token that generation starts from takes a position, too.
-    let max_seq_len = Some(prompt_tokens.max(gen_tokens + 1));
+    let max_seq_len = Some(prompt_tokens.max(depth + gen_tokens + 1));
     let mut session = model.session(SessionOptions { max_seq_len, chunk: args.chunk, precision })?;
     let threads = Threads::new(model.n_threads());
     let before = Limits::measure(kernels, &threads);
     let mut candidates = Candidates::default();
     let mut measure = |repeat| -> anyhow::Result<_> {
         let pp = rounds::prompt(&mut session, prompt_tokens, repeat)?;
-        let (tg, counted) = rounds::generation(&mut session, gen_tokens, repeat)?;
+        let (tg, counted) = rounds::generation(&mut session, depth, gen_tokens, repeat)?;
         candidates = counted;
         Ok((pp, tg))
     };
@@ -138,11 +142,12 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         pp,
         ops_per_token: 2 * model.config().n_projection_weights(),
         tg_tokens: gen_tokens,
+        tg_depth: depth,
         tg,
         head: head_name(model.head_mode()),
         bytes_per_token: model.projection_bytes()
             + head_bytes_per_token(&model, &candidates)
-            + kv_bytes_per_token(&session, gen_tokens, kv_dtype),
+            + kv_bytes_per_token(&session, depth, gen_tokens, kv_dtype),
         candidates,
         before,
         after,
@@ -189,10 +194,10 @@ fn head_bytes_per_token(model: &Model, candidates: &Candidates) -> usize {
     }
 }
 
-/// Bytes of keys and values that a token reads, on average over a generation that starts from one token.
-fn kv_bytes_per_token(session: &Session, gen_tokens: usize, dtype: BitNetDType) -> usize {
-    // The tokens at positions 1..=n read 2..=n + 1 rows.
-    Session::kv_bytes_per_token(session.model().config(), (gen_tokens + 3) / 2, dtype)
+/// Bytes of keys and values that a token reads, on average over a generation that starts behind `depth` tokens and one.
+fn kv_bytes_per_token(session: &Session, depth: usize, gen_tokens: usize, dtype: BitNetDType) -> usize {
+    // The tokens at positions 1..=n read 2..=n + 1 rows, beside those of the tokens before.
+    Session::kv_bytes_per_token(session.model().config(), depth + (gen_tokens + 3) / 2, dtype)
 }
 
 /// Resident memory of the process, where the system tells it.

@@ -21,6 +21,7 @@ pub(super) struct Report {
     /// int8 multiplications and additions of a token.
     pub(super) ops_per_token: usize,
     pub(super) tg_tokens: usize,
+    pub(super) tg_depth: usize,
     pub(super) tg: Rates,
     /// How the head is computed.
     pub(super) head: &'static str,
@@ -66,6 +67,7 @@ impl Report {
             "pp_gop_s": self.pp_gop_s(),
             "pp_int8_share": self.pp_gop_s() / self.int8_peak_gop_s(),
             "tg_tokens": self.tg_tokens,
+            "tg_depth": self.tg_depth,
             "tg_tok_s": self.tg.median,
             "tg_tok_s_min": self.tg.min,
             "tg_tok_s_max": self.tg.max,
@@ -150,6 +152,7 @@ mod tests {
             pp: rates,
             ops_per_token: 3_000_000_000,
             tg_tokens: 8,
+            tg_depth: 0,
             tg: rates,
             head: "f16",
             candidates: Candidates::default(),

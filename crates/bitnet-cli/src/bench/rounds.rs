@@ -24,14 +24,18 @@ impl Rates {
 /// Computes a prompt of `n` tokens `repeat` times.
 pub(super) fn prompt(session: &mut Session, n: usize, repeat: u32) -> Result<Rates> {
     let vocab_size = session.model().config().vocab_size;
-    // Any tokens will do; different ones touch different rows of the embedding, as text does.
-    let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % vocab_size) as u32).collect();
+    let ids = tokens(n, vocab_size);
     measure(n, repeat, || {
         session.truncate(0);
         let start = Instant::now();
         session.forward(&ids)?;
         Ok(start.elapsed().as_secs_f64())
     })
+}
+
+/// Any tokens will do; different ones touch different rows of the embedding, as text does.
+fn tokens(n: usize, vocab_size: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * 7919 % vocab_size) as u32).collect()
 }
 
 /// Rows of the head that single tokens had computed as they are stored, in ascending order.
@@ -50,13 +54,20 @@ impl Candidates {
     }
 }
 
-/// Generates `n` tokens `repeat` times, each time the most likely one, starting from a single token.
-pub(super) fn generation(session: &mut Session, n: usize, repeat: u32) -> Result<(Rates, Candidates)> {
+/// Generates `n` tokens `repeat` times, each time the most likely one, behind a token that follows `depth` others.
+pub(super) fn generation(
+    session: &mut Session,
+    depth: usize,
+    n: usize,
+    repeat: u32,
+) -> Result<(Rates, Candidates)> {
     let vocab_size = session.model().config().vocab_size;
     let mut sampler = Sampler::new(SamplingOptions::default(), vocab_size)?;
     let mut candidates = Vec::with_capacity(n * (repeat as usize + 1));
+    session.truncate(0);
+    session.extend(&tokens(depth, vocab_size))?;
     let rates = measure(n, repeat, || {
-        session.truncate(0);
+        session.truncate(depth);
         let mut token = session.sample(&[0], &mut sampler, 0)?;
         let start = Instant::now();
         for _ in 0..n {
