@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitnet_core::file::gguf::{GgmlType, GgufWriter};
 use bitnet_inference::config::Architecture;
-use bitnet_inference::{Model, ModelOptions, Session};
+use bitnet_inference::{HeadMode, HeadOptions, Model, ModelOptions, Sampler, SamplingOptions, Session};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
@@ -89,6 +89,7 @@ fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
 fn forward_allocates_nothing_and_opening_no_more_than_the_file_justifies() {
     assert!(calls(|| drop(std::hint::black_box(vec![1u8; 10]))) == 1, "the counter counts");
     running_allocates_nothing();
+    choosing_allocates_nothing();
     sound_files();
     lying_gguf_files();
     lying_safetensors_files();
@@ -148,6 +149,33 @@ fn run(session: &mut Session) {
     session.truncate(5);
     session.forward_all(&[3; 9], |_, _| Ok(())).unwrap();
     assert!(session.forward(&[u32::MAX]).is_err());
+}
+
+/// Enough rows that a derived head leaves most of them out.
+fn choosing_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path =
+        RandomModel::new(Recipe { vocab_size: 700, ..Recipe::default() }).write_hf(folder.path(), false);
+    for mode in [HeadMode::Exact, HeadMode::Int4, HeadMode::F16] {
+        let head = HeadOptions { mode, min_rows: 0 };
+        let options = ModelOptions { head, n_threads: Some(3), ..Default::default() };
+        let model = Model::open_with(&path, &options, &mut |_| ()).unwrap();
+        for (temperature, top_k) in [(0.0, 0), (1.0, 0), (1.0, 3), (1.0, 600)] {
+            let options = SamplingOptions { temperature, top_k, ..Default::default() };
+            let mut sampler = Sampler::new(options, 700).unwrap();
+            let mut session = session(&model, KV_DTYPES[0], 8);
+            let mut derived = 0;
+            let n = calls(|| {
+                let mut token = session.sample(&[1, 2, 3], &mut sampler, 3).unwrap();
+                for _ in 0..20 {
+                    token = session.sample(&[token], &mut sampler, 3).unwrap();
+                    derived += usize::from(session.head_candidates().is_some());
+                }
+            });
+            assert_eq!(n, 0, "{mode:?}, temperature {temperature}, top-k {top_k}");
+            assert!(mode == HeadMode::F16 || top_k > 0 || derived > 0, "{mode:?} computes few rows");
+        }
+    }
 }
 
 /// What opening `path` allocates is at most twice `file_bytes` and the allowance.

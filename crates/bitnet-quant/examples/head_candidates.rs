@@ -4,12 +4,14 @@
 //! Gaussian rows in f16 (128256 x 2560 unless given), one row of which is turned towards each vector so that its logit is
 //! 4, 6 or 8 standard deviations; 0 leaves the highest of the Gaussian ones. It prints how long the planes took to
 //! build; for each, in eight and in four bits, the median and the 99th percentile of the rows that may be the highest,
-//! and whether the highest row always was among them; then for every table of kernels the time of a pass over all rows,
+//! whether the highest row always was among them, and how far (Kullback and Leibler, in nats) the distribution is from
+//! that of the full head if the other rows keep their estimates; then for every table of kernels the time of a pass over all rows,
 //! with what that is in GB/s, beside the full head.
 
 use std::time::{Duration, Instant};
 
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::float::{exp64, ln64};
 use bitnet_quant::head::bounds::{RowBounds, bound_rows, groups};
 use bitnet_quant::head::{self, HeadInput, HeadPlanes, HeadStage, HeadView, padded_head_cols};
 use bitnet_quant::kernels::Kernels;
@@ -117,10 +119,12 @@ fn main() {
     let mut random = Random(99);
     let mut bounds = Bounds::new(rows, cols, 1);
     let mut logits = vec![0.0; rows];
+    let mut estimates = vec![0.0; rows];
     let mut top_row = vec![0.0; cols];
     for deviations in [0.0f32, 4.0, 6.0, 8.0] {
         let mut left = [Vec::new(), Vec::new()];
         let mut missed = [0, 0];
+        let mut divergence = [0.0f64; 2];
         for v in 0..vectors {
             let x: Vec<f32> = (0..cols).map(|_| random.normal()).collect();
             // The winning row is an ordinary one, turned towards x.
@@ -151,21 +155,27 @@ fn main() {
                     (0..rows).max_by(|a, b| bounds.lower[*a].total_cmp(&bounds.lower[*b])).unwrap_or(0);
                 left[i].push(bounds.upper.iter().filter(|upper| **upper >= logits[first]).count());
                 missed[i] += usize::from(bounds.upper[best] < logits[first]);
+                for (r, estimate) in estimates.iter_mut().enumerate() {
+                    let is_left = bounds.upper[r] >= logits[first];
+                    *estimate = if is_left { logits[r] } else { 0.5 * (bounds.lower[r] + bounds.upper[r]) };
+                }
+                divergence[i] = divergence[i].max(divergence_of(&logits, &estimates));
             }
             if deviations > 0.0 {
                 data[place].copy_from_slice(&before);
                 rebuild_row(kernels, &data, &mut image, (rows, cols), winner);
             }
         }
-        for (name, mut left, missed) in
-            [("int8", left[0].clone(), missed[0]), ("int4", left[1].clone(), missed[1])]
-        {
-            left.sort_unstable();
-            let at = |percent: usize| left[(left.len() * percent).div_ceil(100).max(1) - 1];
+        for (i, name) in ["int8", "int4"].into_iter().enumerate() {
+            left[i].sort_unstable();
+            let at = |percent: usize| left[i][(left[i].len() * percent).div_ceil(100).max(1) - 1];
             println!(
-                "  top at {deviations} deviations, {name}: {} rows left, p99 {}; the highest missed {missed} of {vectors}",
+                "  top at {deviations} deviations, {name}: {} rows left, p99 {}; the highest missed {} of {vectors}; \
+                 divergence at most {:.1e}",
                 at(50),
-                at(99)
+                at(99),
+                missed[i],
+                divergence[i]
             );
         }
     }
@@ -194,6 +204,17 @@ fn main() {
         }
         println!();
     }
+}
+
+/// Σ p·ln(p / q) of the distributions that two sets of logits stand for.
+fn divergence_of(p: &[f32], q: &[f32]) -> f64 {
+    let log_total = |logits: &[f32]| ln64(logits.iter().map(|l| exp64(f64::from(*l))).sum());
+    let (p_total, q_total) = (log_total(p), log_total(q));
+    p.iter()
+        .zip(q)
+        .map(|(p, q)| (f64::from(*p) - p_total, f64::from(*q) - q_total))
+        .map(|(p, q)| exp64(p) * (p - q))
+        .sum()
 }
 
 /// Builds the image of one row alone and puts it where it belongs.

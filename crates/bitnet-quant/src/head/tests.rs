@@ -290,6 +290,48 @@ fn coarse_bounds_hold_for_rows_that_look_random() {
     assert!((1.0..2.0).contains(&widths), "{widths}");
 }
 
+/// Rows that can be the highest, where the highest is known, on Gaussian rows of which one is turned towards the vector.
+/// The example `head_candidates` does the same with the rows of a large vocabulary.
+#[test]
+fn few_rows_are_left_where_one_stands_out() {
+    let (rows, cols, vectors) = (4096, 2560, 12);
+    let mut random = Random(21);
+    let mut values = random.normals(rows * cols);
+    let threads = Threads::new(2);
+    for (deviations, most) in [(4.0, [40, 90]), (6.0, [3, 6]), (8.0, [1, 2])] {
+        let x = random.normals(vectors * cols);
+        for (v, x) in x.chunks_exact(cols).enumerate() {
+            let row = &mut values[v * cols..][..cols];
+            row.fill_with(|| random.normal());
+            let length = x.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let along = row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() / length;
+            row.iter_mut().zip(x).for_each(|(w, x)| *w += (deviations - along) * x / length);
+        }
+        let data = stored(DenseFormat::F16, &values, cols);
+        let w = DenseView::new(&data, rows, cols, DenseFormat::F16);
+        let image = Image::build(Kernels::best(), &threads, &w);
+        let view = HeadView::new(image.bytes(), rows, cols).unwrap();
+        for (stage, most) in [HeadStage::Int8, HeadStage::Int4].into_iter().zip(most) {
+            let mut left: Vec<usize> = (0..vectors)
+                .map(|v| {
+                    let x = &x[v * cols..][..cols];
+                    let mut y = vec![0.0; rows];
+                    dense_linear(Kernels::best(), &threads, &w, x, 1, &mut y);
+                    let best = y.iter().copied().fold(f32::MIN, f32::max);
+                    let [_, upper, ..] = bounds(Kernels::best(), &threads, &view, stage, x).unwrap();
+                    let left = (0..rows).filter(|r| upper[*r] >= best);
+                    assert!(left.clone().any(|r| y[r] == best), "the highest is among them");
+                    left.count()
+                })
+                .collect();
+            left.sort_unstable();
+            let (p50, p99) = (left[vectors / 2], left[vectors - 1]);
+            println!("top at {deviations} deviations, {stage:?}: {p50} of {rows} rows left (p99 {p99})");
+            assert!(p99 <= most, "{deviations} {stage:?}: {p99}");
+        }
+    }
+}
+
 #[test]
 fn what_could_overflow_is_left_to_the_full_head() {
     let threads = Threads::new(1);
