@@ -193,7 +193,7 @@ unsafe fn gemm_tiles_i8(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mu
             stride,
         };
         // Steps that are less than a register meet columns of those before as well.
-        let first_col = b * DECODED_TILES * TILE_COLS - (STEPS.saturating_sub(n_steps)) * COLUMN_STEP;
+        let first_col = b * DECODED_TILES * TILE_COLS - STEPS.saturating_sub(n_steps) * COLUMN_STEP;
         let tile = |t: usize| {
             let token = (t * TOKENS).min(n - TOKENS);
             // SAFETY: there are 16 tokens from this one on, and as many rows of sums in either place.
