@@ -4,6 +4,8 @@
 //! table gives the same bits. The methods of [`Kernels`] are the only way in: they check shapes, so that the
 //! functions behind them may read without bounds checks, and the table exists only where the processor can run it.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention_kernels;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -269,6 +271,7 @@ impl Kernels {
             tables.extend(avx2::detect());
             tables.extend(avx512::detect());
             tables.extend(avx512_vbmi::detect());
+            tables.extend(amx::detect());
         }
         #[cfg(target_arch = "aarch64")]
         tables.extend(neon::detect());

@@ -7,6 +7,7 @@
 
 use std::arch::x86_64::*;
 use std::array::from_fn;
+use std::mem::MaybeUninit;
 
 use super::avx512::Vnni;
 use super::float_kernels::table;
@@ -17,15 +18,17 @@ use crate::layout::tiles::{
 
 /// How far ahead of its use a tile is asked for, when one token leaves no time to wait.
 const PREFETCH_BYTES: usize = 8192;
-const GROUPS: usize = TILE_ROWS / GROUP_ROWS;
+pub(super) const GROUPS: usize = TILE_ROWS / GROUP_ROWS;
 /// Where the register begins that has the second group in its upper bytes.
 const SECOND_LOAD: usize = TILE_BYTES - 64;
 /// Tokens of a register tile: with two groups they take 24 of the 32 registers.
 const MAX_TOKENS: usize = 12;
+/// Steps of a tile, each of which is four columns of every row.
+pub(super) const TILE_STEPS: usize = TILE_COLS / COLUMN_STEP;
 /// Tiles that are decoded at a time: 9 KiB of codes, beside which the activations and sums of 72 tokens fit the first cache.
 const DECODED_TILES: usize = 24;
 
-static KERNELS: Kernels = table! {
+pub(super) static KERNELS: Kernels = table! {
     isa: Isa::Avx512,
     variant: "avx512-vbmi",
     features: "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c",
@@ -42,7 +45,7 @@ pub(super) fn detect() -> Option<&'static Kernels> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-unsafe fn gemm_tiles_i8(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
+pub(super) unsafe fn gemm_tiles_i8(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
     // SAFETY: the caller vouches for n tokens and as many rows of sums.
     unsafe {
         if n <= MAX_TOKENS {
@@ -79,29 +82,19 @@ unsafe fn few_tokens(band: &[u8], x: *const i8, stride: usize, n: usize, out: *m
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn many_tokens(band: &[u8], x: *const i8, stride: usize, n: usize, out: &mut [i32]) {
     let decoder = Decoder::new();
-    let mut decoded = [[_mm512_setzero_si512(); GROUPS]; 3 * DECODED_TILES];
+    let mut decoded = [const { MaybeUninit::uninit() }; DECODED_TILES * TILE_STEPS];
     out.fill(0);
     // Register tiles of about equal width: a narrow one at the end would use the registers badly.
     let parts = n.div_ceil(MAX_TOKENS);
     for (b, tiles) in band.chunks(DECODED_TILES * TILE_BYTES).enumerate() {
-        let mut steps = 0;
-        for tile in tiles.chunks_exact(TILE_BYTES) {
-            // SAFETY: a tile is whole.
-            let fields = unsafe { decoder.fields(tile) };
-            for digit in 0..3 {
-                for g in 0..GROUPS {
-                    decoded[steps][g] = decoder.codes(fields[g], digit);
-                }
-                steps += 1;
-            }
-        }
+        // SAFETY: whole tiles, of which there is room for as many.
+        let w = unsafe { decoder.decode(tiles, &mut decoded) };
         for part in 0..parts {
             let (first, end) = (part * n / parts, (part + 1) * n / parts);
             // SAFETY: as above; each token has the columns of every tile.
             unsafe {
                 let x = x.add(first * stride + b * DECODED_TILES * TILE_COLS);
                 let out = out.as_mut_ptr().add(first * TILE_ROWS);
-                let w = &decoded[..steps];
                 match end - first {
                     0..=5 => {
                         unreachable!("more than {MAX_TOKENS} tokens make parts of at least half as many")
@@ -216,7 +209,7 @@ unsafe fn broadcast(x: *const i8) -> __m512i {
 }
 
 /// What turns the bytes of a group into codes.
-struct Decoder {
+pub(super) struct Decoder {
     spread: [__m512i; GROUPS],
     shifts: __m512i,
     digits: [__m512i; 3],
@@ -225,7 +218,7 @@ struct Decoder {
 impl Decoder {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         /// Byte `5 q + j` of a group for byte j of lane q; the last three of a lane are never shifted in.
         const fn spread(start: usize) -> [u8; 64] {
             let mut spread = [0; 64];
@@ -265,6 +258,26 @@ impl Decoder {
                 ],
             }
         }
+    }
+
+    /// The codes of some tiles, four columns of both groups a step.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    pub(super) unsafe fn decode<'a>(
+        &self,
+        tiles: &[u8],
+        out: &'a mut [MaybeUninit<[__m512i; GROUPS]>],
+    ) -> &'a [[__m512i; GROUPS]] {
+        let out = &mut out[..tiles.len() / TILE_BYTES * TILE_STEPS];
+        for (tile, steps) in tiles.chunks_exact(TILE_BYTES).zip(out.chunks_exact_mut(TILE_STEPS)) {
+            // SAFETY: a tile is whole.
+            let fields = unsafe { self.fields(tile) };
+            for (digit, step) in steps.iter_mut().enumerate() {
+                step.write([self.codes(fields[0], digit), self.codes(fields[1], digit)]);
+            }
+        }
+        // SAFETY: every step has been written.
+        unsafe { out.assume_init_ref() }
     }
 
     /// The fields of both groups in the low bits of each byte; the bits above are those of the next fields.

@@ -463,6 +463,31 @@ fn the_largest_products_do_not_overflow() {
     }
 }
 
+/// As many tokens and columns as are taken at a time, and a few more or less than that.
+#[test]
+fn tiles_have_products_of_any_extent() {
+    for n in [12, 15, 16, 17, 31, 32, 33, 48, 63, 72, 97] {
+        for tiles in [1, 5, 6, 11, 16, 63, 64, 65, 69, 70, 129, 214] {
+            let mut state = (n * 1000 + tiles) as u32;
+            let mut byte = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            };
+            let cols = tiles * TILE_COLS;
+            let band: Vec<u8> = (0..tiles * TILE_BYTES).map(|_| byte()).collect();
+            // Nothing lies behind the last token.
+            let x: Vec<i8> = (0..(n - 1) * (cols + 5) + cols).map(|_| byte() as i8).collect();
+            let mut want = vec![0; n * TILE_ROWS];
+            scalar::KERNELS.gemm_tiles_i8(&band, &x, cols + 5, n, &mut want);
+            for kernels in vector_tables() {
+                let mut got = vec![-1; want.len()];
+                kernels.gemm_tiles_i8(&band, &x, cols + 5, n, &mut got);
+                assert!(got == want, "{kernels:?}, {n} tokens, {tiles} tiles");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_widest_rows_do_not_overflow() {
     let x = vec![-128; crate::ternary::MAX_COLS];
