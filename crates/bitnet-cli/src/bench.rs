@@ -22,6 +22,7 @@ use clap::Args;
 use tempfile::NamedTempFile;
 
 use crate::convert::ProgressLine;
+use crate::interrupt;
 use crate::model::{ModelArgs, print_notices};
 use crate::session::{HeadArgs, KvFormat};
 use crate::values;
@@ -84,6 +85,8 @@ pub(crate) struct BenchArgs {
 }
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    // Weights that are half made go with an interrupted run.
+    interrupt::install()?;
     let precision = args.kv.precision();
     let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
     let mut options = args.model.options(Preparation::BeforeUse, args.head.mode())?;

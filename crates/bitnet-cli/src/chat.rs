@@ -49,6 +49,7 @@ pub(crate) struct ChatArgs {
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let session_options = args.session.options()?;
+    interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling());
     let mut chat = Chat {
@@ -69,7 +70,6 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             say!("note: the model has no chat format; it continues each message without the ones before");
         }
     }
-    interrupt::install()?;
     let mut lines = Lines::open(args.quiet)?;
     while let Some(message) = lines.next_message()? {
         match Command::parse(&message) {

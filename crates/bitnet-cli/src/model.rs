@@ -15,6 +15,8 @@ use bitnet_quant::kernels::Isa;
 use bitnet_quant::layout::Layout;
 use bitnet_quant::packing::I2sLayout;
 use clap::Args;
+
+use crate::interrupt::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::values;
@@ -142,6 +144,7 @@ pub(crate) fn load(source: &dyn Source, options: &ModelOptions) -> anyhow::Resul
 
 /// Waits until weights in faster forms are in the cache, if they are being made.
 pub(crate) fn finish_preparing(model: &Model, quiet: bool) {
+    let watch = Watch::start();
     let mut bar = None;
     let finished = model.finish_preparing(&mut |progress| {
         if !quiet && stderr().is_terminal() {
@@ -152,12 +155,15 @@ pub(crate) fn finish_preparing(model: &Model, quiet: bool) {
             bar.set_length(progress.total as u64);
             bar.set_position(progress.done as u64);
         }
+        !watch.asked()
     });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
     // The answer is out; a full disk is no reason to call the run a failure.
-    if let Err(error) = finished {
+    if let Err(error) = finished
+        && !quiet
+    {
         say!("note: no faster weights are kept for later runs: {error}; --no-cache does not try");
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct RunArgs {
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let session_options = args.session.options()?;
     let prompt = text_or_stdin(&args.prompt)?;
+    interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
     if !args.quiet {
@@ -66,7 +67,6 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
 
     // From here on Ctrl-C leaves the text whole as far as it goes.
-    interrupt::install()?;
     let watch = Watch::start();
     let mut speed = Speed::start(&answer);
     let mut printer = Printer::new(args, &text.tokenizer);

@@ -11,7 +11,7 @@ mod mapping;
 mod output;
 pub mod safetensors;
 
-pub use cache::CacheDir;
+pub use cache::{CacheDir, DERIVED_SUFFIX};
 pub use folder::find_model;
 pub use hub::snapshot_name;
 pub use mapping::{Bytes, Mapping};

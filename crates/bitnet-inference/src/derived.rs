@@ -5,16 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bitnet_core::Result as CoreResult;
 use bitnet_core::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
-use bitnet_core::file::{Bytes, CacheDir, Mapping, TensorSink};
+use bitnet_core::file::{Bytes, CacheDir, DERIVED_SUFFIX, Mapping, TensorSink};
 use bitnet_quant::head::{self, HeadPlanes};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::layout::{Codes, Scales, TernaryView, row_bytes, tiles};
@@ -28,8 +29,9 @@ use crate::weights::{LoadProgress, Weights};
 
 /// Changes with every change of a derived form.
 const FORMS: &str = "1";
-/// Bytes at the beginning of a source that are part of its identity: header and vocabulary.
-const IDENTITY_BYTES: u64 = 64 << 10;
+/// Samples of a file that are part of its identity, from its beginning to its end, and the bytes of each.
+const SAMPLES: u64 = 16;
+const SAMPLE_BYTES: u64 = 4 << 10;
 /// The image of the derived head. It is the first tensor, because it must be aligned.
 const HEAD: &str = "head";
 /// The tensor that holds the checksums of the others, in their order.
@@ -57,12 +59,13 @@ pub(crate) struct Forms {
 }
 
 impl Forms {
-    fn name(self) -> &'static str {
+    /// `None` where there is nothing to derive.
+    fn name(self) -> Option<&'static str> {
         match self {
-            Forms { tiles: true, head: true } => "tiles-head",
-            Forms { tiles: true, head: false } => "tiles",
-            Forms { tiles: false, head: true } => "head",
-            Forms { tiles: false, head: false } => "none",
+            Forms { tiles: true, head: true } => Some("tiles-head"),
+            Forms { tiles: true, head: false } => Some("tiles"),
+            Forms { tiles: false, head: true } => Some("head"),
+            Forms { tiles: false, head: false } => None,
         }
     }
 }
@@ -75,21 +78,17 @@ impl Place {
         cache: &CacheDir,
         forms: Forms,
     ) -> Option<Self> {
-        let path = source.path();
-        let mut hash = crc32fast::Hasher::new();
-        for file in files_of(path)? {
-            let meta = fs::metadata(&file).ok()?;
-            let modified = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-            let mut start = Vec::new();
-            fs::File::open(&file).ok()?.take(IDENTITY_BYTES).read_to_end(&mut start).ok()?;
-            hash.update(&start);
-            hash.update(&meta.len().to_le_bytes());
-            hash.update(&modified.as_nanos().to_le_bytes());
+        let path = fs::canonicalize(source.path()).ok()?;
+        let mut hash = DefaultHasher::new();
+        path.hash(&mut hash);
+        for file in files_of(&path)? {
+            hash_file(&file, &mut hash).ok()?;
         }
         let stem = path.file_stem()?.to_string_lossy();
-        let stem: String = stem.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).take(64).collect();
-        let (forms_name, hash) = (forms.name(), hash.finalize());
-        let name = format!("{stem}-{i2s_layout}-{forms_name}-{FORMS}-{hash:08x}.safetensors");
+        let stem: String =
+            stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(64).collect();
+        let (forms_name, hash) = (forms.name()?, hash.finish());
+        let name = format!("{stem}-{i2s_layout}-{forms_name}-{FORMS}-{hash:016x}{DERIVED_SUFFIX}");
         Some(Place { cache: cache.clone(), name, forms })
     }
 
@@ -116,6 +115,9 @@ impl Place {
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<()> {
         let parts = self.parts(weights);
+        if parts.is_empty() {
+            return Ok(());
+        }
         let scales: Vec<u8> = parts.iter().flat_map(|part| part.scale().to_le_bytes()).collect();
         let sizes: Vec<[usize; 1]> = parts.iter().map(|p| [p.size_bytes()]).collect();
         let (n_scales, n_sums) = ([parts.len()], [parts.len() + 1]);
@@ -134,6 +136,10 @@ impl Place {
             safetensors::write(&self.cache.path(&self.name), &BTreeMap::new(), &specs, |i, sink| {
                 if i > total {
                     return sink.write(&checksums);
+                }
+                if cancel.load(Ordering::Relaxed) {
+                    // The tensor stays short of its size, which ends the writing.
+                    return Ok(());
                 }
                 let mut sink = Summed { sink, hash: crc32fast::Hasher::new() };
                 match parts.get(i) {
@@ -175,11 +181,14 @@ impl Preparing {
         Preparing { cancel, progress, thread: Mutex::new(thread) }
     }
 
-    /// Waits for the file.
-    pub(crate) fn finish(&self, progress: &mut dyn FnMut(LoadProgress)) -> Result<()> {
+    /// Waits for the file, as long as `progress` says so.
+    pub(crate) fn finish(&self, progress: &mut dyn FnMut(LoadProgress) -> bool) -> Result<()> {
         let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
         while !thread.is_finished() {
-            progress(*lock(&self.progress));
+            if !progress(*lock(&self.progress)) {
+                self.cancel.store(true, Ordering::Relaxed);
+                break;
+            }
             std::thread::park_timeout(Duration::from_millis(50));
         }
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -200,16 +209,43 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The files that a model consists of; `None` where `path` is none.
+/// The files that a model consists of, those beside a single safetensors file that say what it means among them; `None`
+/// where `path` is none.
 fn files_of(path: &Path) -> Option<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return path.is_file().then(|| vec![path.to_owned()]);
-    }
-    let is_part = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors" || e == "json");
+    let has = |path: &Path, end: &str| path.extension().is_some_and(|e| e == end);
+    let (folder, single) = match path.is_dir() {
+        true => (path, None),
+        false if has(path, "safetensors") => (path.parent()?, Some(path)),
+        false => return path.is_file().then(|| vec![path.to_owned()]),
+    };
+    let is_part = |path: &PathBuf| match single {
+        Some(file) => path == file || has(path, "json"),
+        None => has(path, "safetensors") || has(path, "json"),
+    };
     let mut files: Vec<PathBuf> =
-        fs::read_dir(path).ok()?.flatten().map(|entry| entry.path()).filter(is_part).collect();
+        fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(is_part).collect();
     files.sort();
     Some(files)
+}
+
+/// What tells a file from others and from what it was before.
+fn hash_file(path: &Path, hash: &mut DefaultHasher) -> io::Result<()> {
+    let meta = fs::metadata(path)?;
+    (meta.len(), meta.modified()?).hash(hash);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()).hash(hash);
+    }
+    let mut file = fs::File::open(path)?;
+    let last = meta.len().saturating_sub(SAMPLE_BYTES);
+    for sample in 0..SAMPLES {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(last / (SAMPLES - 1) * sample))?;
+        file.by_ref().take(SAMPLE_BYTES).read_to_end(&mut bytes)?;
+        bytes.hash(hash);
+    }
+    Ok(())
 }
 
 /// A tensor of a derived file, and what it is made from.
@@ -259,6 +295,9 @@ impl DerivedPart<'_> {
                 let mut image = vec![0f32; size.div_ceil(size_of::<f32>())];
                 let image = &mut bytemuck::cast_slice_mut(&mut image)[..size];
                 head::build(kernels, threads, view, image);
+                if cancel.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 sink.write(image)
             }
         }

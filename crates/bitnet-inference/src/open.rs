@@ -147,9 +147,9 @@ impl Model {
         })
     }
 
-    /// Waits until the weights for later runs are in the cache, if they are being made; the progress is that so far.
-    /// Dropping the model gives them up instead.
-    pub fn finish_preparing(&self, progress: &mut dyn FnMut(LoadProgress)) -> Result<()> {
+    /// Waits until the weights for later runs are in the cache, if they are being made, as long as `progress` says so: what
+    /// it gets is how far they are. Dropping the model gives them up instead.
+    pub fn finish_preparing(&self, progress: &mut dyn FnMut(LoadProgress) -> bool) -> Result<()> {
         self.inner.preparing.as_ref().map_or(Ok(()), |preparing| preparing.finish(progress))
     }
 

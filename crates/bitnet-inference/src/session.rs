@@ -216,7 +216,7 @@ impl Session {
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         let _env = DefaultFloatEnv::enter();
-        let start = self.tokens.len();
+        let start = self.tokens().len();
         let model = self.model.clone();
         let all = self.chunks(tokens, |state, at, n| {
             for row in 0..n {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_core::file::CacheDir;
+use bitnet_core::file::{CacheDir, DERIVED_SUFFIX};
 use bitnet_inference::{Model, ModelOptions, Preparation, SessionOptions, synth};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::layout::Layout;
@@ -36,7 +36,7 @@ impl Folder {
     fn cached(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.folder.path().join("cache")) else { return Vec::new() };
         let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        files.retain(|path| path.to_string_lossy().ends_with(DERIVED_SUFFIX));
         files
     }
 }
@@ -65,17 +65,23 @@ fn every_layout_and_every_way_to_it_gives_the_same_bits() {
 
 #[test]
 fn kept_weights_are_read_instead_of_the_model_file() {
+    let [one, other] = [1, 2].map(Folder::new);
+    let open = |folder: &Folder| logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse));
+    let (want, _) = (open(&one), open(&other));
+    // Whole, but the other model's: only what is kept can give other logits than before.
+    fs::copy(&other.cached()[0], &one.cached()[0]).unwrap();
+    assert_ne!(open(&one), want);
+}
+
+#[test]
+fn models_that_differ_in_nothing_but_weights_are_told_apart() {
     let folder = Folder::new(1);
     let want = logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse));
     let modified = fs::metadata(&folder.model).unwrap().modified().unwrap();
-    // Other codes at the same time under the same header: only what is kept can still give the old logits.
-    let mut bytes = fs::read(&folder.model).unwrap();
-    let last_layer = bytes.len() - 20_000;
-    bytes[last_layer..last_layer + 64].fill(0);
-    fs::write(&folder.model, bytes).unwrap();
+    write_model(&folder.model, 2);
     fs::File::open(&folder.model).unwrap().set_modified(modified).unwrap();
-    assert_eq!(logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse)), want);
-    assert_ne!(logits(&folder.open(Some(Layout::Tiles), Preparation::Never)), want);
+    assert_ne!(logits(&folder.open(Some(Layout::Tiles), Preparation::BeforeUse)), want);
+    assert_eq!(folder.cached().len(), 2);
 }
 
 #[test]

@@ -80,7 +80,12 @@ fn what_was_chosen_ahead_is_not_kept_when_an_answer_is_left() {
             }
             let tokens = session.tokens().to_vec();
             // What follows begins where the visible tokens end.
-            let logits: Vec<u32> = session.forward(&[7]).unwrap().iter().map(|l| l.to_bits()).collect();
+            let mut logits = Vec::new();
+            let each = |i, row: &[f32]| {
+                logits.push((i, row.iter().map(|l| l.to_bits()).collect::<Vec<_>>()));
+                Ok(())
+            };
+            session.forward_all(&[7], each).unwrap();
             (tokens, logits)
         };
         assert_eq!(kept(false), kept(true), "after {n} tokens");

@@ -183,8 +183,12 @@ impl Pace {
         }
         let now = Instant::now();
         // A stall soon after the last rest says that the cores are still wanted.
-        let again = self.until.is_none() && self.rested_at.is_some_and(|at| now - at < self.rest);
-        self.rest = if again { LONGEST_REST.min(2 * self.rest) } else { FIRST_REST };
+        let again = self.rested_at.is_some_and(|at| now - at < self.rest);
+        self.rest = match self.until {
+            Some(_) => self.rest,
+            None if again => LONGEST_REST.min(2 * self.rest),
+            None => FIRST_REST,
+        };
         self.until = Some(now + self.rest);
         shared.set_active(shared.active.load(Ordering::Relaxed).saturating_sub(stalled));
     }
@@ -302,11 +306,11 @@ impl Shared {
     }
 
     /// Lets nobody else in and waits for those inside to finish the pieces they have in hand. Returns how many of them
-    /// there were, if that took longer than `patience`.
+    /// were still at it when `patience` was over.
     fn close(&self, patience: Duration) -> usize {
-        let inside = |gate: u64| (gate & INSIDE) as usize;
-        let waited_for = inside(self.gate.fetch_and(!OPEN, Ordering::SeqCst));
-        let done = || inside(self.gate.load(Ordering::Acquire)) == 0;
+        self.gate.fetch_and(!OPEN, Ordering::SeqCst);
+        let inside = || (self.gate.load(Ordering::Acquire) & INSIDE) as usize;
+        let done = || inside() == 0;
         for _ in 0..SPINS {
             if done() {
                 return 0;
@@ -316,11 +320,12 @@ impl Shared {
         let start = Instant::now();
         while !done() {
             if start.elapsed() > patience {
+                let stalled = inside();
                 // A worker without a core may be waiting for this one.
                 while !done() {
                     std::thread::yield_now();
                 }
-                return waited_for;
+                return stalled;
             }
             std::hint::spin_loop();
         }

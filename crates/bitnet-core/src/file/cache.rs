@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::{Error, Result};
 
@@ -11,6 +11,11 @@ use crate::{Error, Result};
 const DIR_VARIABLE: &str = "BITNET_CACHE_DIR";
 /// What all files may take together before the ones unused for longest go.
 const DEFAULT_MAX_BYTES: u64 = 32 << 30;
+
+/// How the names of derived files end.
+pub const DERIVED_SUFFIX: &str = ".bitnet-derived";
+/// Nobody writes a file for so long.
+const ABANDONED: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A folder of derived files, the size of which is capped.
 #[derive(Debug, Clone)]
@@ -52,7 +57,8 @@ impl CacheDir {
         let _ = File::open(self.path(name)).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
-    /// Makes the folder, and room in it for a file of `size_bytes`: those unused for longest are removed.
+    /// Makes the folder, and room in it for a file of `size_bytes`: of the files that end in [`DERIVED_SUFFIX`], those unused
+    /// for longest are removed. Other files are none of ours, even if somebody keeps models in the same folder.
     pub fn make_room(&self, size_bytes: u64) -> Result<()> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let mut files = self.files()?;
@@ -62,8 +68,10 @@ impl CacheDir {
             if total.saturating_add(size_bytes) <= self.max_bytes {
                 break;
             }
-            fs::remove_file(&file.path).map_err(|e| Error::io(&file.path, e))?;
-            total -= file.size_bytes;
+            // One that another process has removed, or holds, is not worth failing for.
+            if fs::remove_file(&file.path).is_ok() {
+                total -= file.size_bytes;
+            }
         }
         Ok(())
     }
@@ -75,9 +83,16 @@ impl CacheDir {
             let path = entry.map_err(failed)?.path();
             // A file that went meanwhile takes no room.
             let Ok(meta) = path.metadata() else { continue };
-            if meta.is_file() && !is_unfinished(&path) {
-                let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                files.push(CachedFile { path, size_bytes: meta.len(), used });
+            let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            match kind(&path) {
+                Some(Kind::Whole) if meta.is_file() => {
+                    files.push(CachedFile { path, size_bytes: meta.len(), used });
+                }
+                // What a process left that was ended while it wrote.
+                Some(Kind::Unfinished) if used.elapsed().is_ok_and(|age| age > ABANDONED) => {
+                    drop(fs::remove_file(&path));
+                }
+                _ => {}
             }
         }
         Ok(files)
@@ -90,15 +105,23 @@ struct CachedFile {
     used: SystemTime,
 }
 
-/// Files that another process is writing begin with a dot.
-fn is_unfinished(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+enum Kind {
+    Whole,
+    /// Written under a temporary name, which begins with a dot and goes on behind the suffix.
+    Unfinished,
+}
+
+/// `None` for files that are not ours.
+fn kind(path: &Path) -> Option<Kind> {
+    let name = path.file_name()?.to_string_lossy();
+    match name.starts_with('.') {
+        true => name.contains(DERIVED_SUFFIX).then_some(Kind::Unfinished),
+        false => name.ends_with(DERIVED_SUFFIX).then_some(Kind::Whole),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -106,18 +129,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = CacheDir::new(folder.path().join("new"), 100);
         cache.make_room(0).unwrap();
-        for (i, name) in ["a", "b", "c", ".d"].into_iter().enumerate() {
+        let names = ["a", "b", "c", ".d"].map(|name| format!("{name}{DERIVED_SUFFIX}"));
+        let model = cache.path("model.gguf");
+        fs::write(&model, [0; 500]).unwrap();
+        let day = |i: usize| SystemTime::now() - Duration::from_secs(86_400 * (1 + i as u64));
+        for (i, name) in names.iter().enumerate() {
             fs::write(cache.path(name), [0; 30]).unwrap();
-            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 - i as u64);
-            File::open(cache.path(name)).unwrap().set_modified(used).unwrap();
+            File::open(cache.path(name)).unwrap().set_modified(day(i)).unwrap();
         }
-        let left = || ["a", "b", "c", ".d"].map(|name| cache.path(name).exists());
+        let new = cache.path(&format!(".e{DERIVED_SUFFIX}.partial"));
+        fs::write(&new, [0; 30]).unwrap();
+        let left = || [0, 1, 2, 3].map(|i: usize| cache.path(&names[i]).exists());
         cache.make_room(10).unwrap();
-        assert_eq!(left(), [true; 4]);
-        cache.touch("c");
+        assert_eq!(left(), [true, true, true, false], "all fit; what nobody writes any more is gone");
+        cache.touch(&names[2]);
         cache.make_room(20).unwrap();
-        assert_eq!(left(), [true, false, true, true], "b is the oldest now; what is being written stays");
+        assert_eq!(left(), [true, false, true, false], "b is the oldest now");
         cache.make_room(1000).unwrap();
-        assert_eq!(left(), [false, false, false, true]);
+        assert_eq!(left(), [false; 4]);
+        assert!(model.exists() && new.exists(), "neither other files nor what is being written");
     }
 }

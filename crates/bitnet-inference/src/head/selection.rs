@@ -96,7 +96,9 @@ impl HeadState {
         // Each group has a row that reaches its highest lower bound.
         scores.extend(group_lower.iter().map(|lower| f64::from(*lower)));
         let cut = kth_highest(scores, need.k) - need.margin;
-        scores.truncate(n_touched);
+        // Their order is gone, and group bounds must not count beside the rows that they are bounds of.
+        scores.clear();
+        scores.extend(sampler.touched_logits().map(|(id, logit)| need.score(id, logit)));
         if !cut.is_finite() {
             return None;
         }
