@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Tokens that are guessed at a time, at most.
 pub(crate) const MAX_DRAFTS: usize = MAX_CHOICES - 1;
 /// Tokens of a prompt that are computed together.
-pub const DEFAULT_CHUNK: usize = 128;
+pub const DEFAULT_CHUNK: usize = 256;
 
 /// How a session is opened.
 #[derive(Debug, Clone, Default)]

@@ -25,7 +25,7 @@ const SECOND_LOAD: usize = TILE_BYTES - 64;
 const MAX_TOKENS: usize = 12;
 /// Steps of a tile, each of which is four columns of every row.
 pub(super) const TILE_STEPS: usize = TILE_COLS / COLUMN_STEP;
-/// Tiles that are decoded at a time: 9 KiB of codes, beside which the activations and sums of 72 tokens fit the first cache.
+/// Tiles that are decoded at a time: 9 KiB of codes, beside which the activations of a register tile fit the first cache.
 const DECODED_TILES: usize = 24;
 
 pub(super) static KERNELS: Kernels = table! {
