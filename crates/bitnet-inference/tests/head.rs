@@ -22,7 +22,7 @@ fn options(mode: HeadMode, isa: Isa, n_threads: usize) -> ModelOptions {
     ModelOptions { head, isa: Some(isa), n_threads: Some(n_threads), ..Default::default() }
 }
 
-/// The stories model, whose head is too small for a derived one unless that is asked for.
+/// The stories model, with a derived head unless the full one is asked for.
 fn stories(mode: HeadMode) -> Model {
     let model = Model::embedded_with(&options(mode, Kernels::best().isa(), 2)).unwrap();
     assert_eq!(model.head_mode(), mode);
@@ -306,8 +306,13 @@ fn forbidding_all_but_one_or_all_tokens_is_obeyed() {
 
 #[test]
 fn small_heads_are_computed_in_full_unless_asked_for() {
-    assert_eq!(Model::embedded().unwrap().head_mode(), HeadMode::F16);
-    let exact = stories(HeadMode::Exact);
+    let min_rows = |min_rows| {
+        let head = HeadOptions { min_rows, ..Default::default() };
+        Model::embedded_with(&ModelOptions { head, ..Default::default() }).unwrap()
+    };
+    assert_eq!([2049, 2048].map(|n| min_rows(n).head_mode()), [HeadMode::F16, HeadMode::Exact]);
+    let exact = Model::embedded().unwrap();
+    assert_eq!(exact.head_mode(), HeadMode::Exact);
     let bytes = exact.head_bytes();
     assert_eq!((bytes.all_rows, bytes.row, bytes.full), (2048 * (256 + 12), 512, 2048 * 512));
     assert_eq!(stories(HeadMode::Int4).head_bytes().all_rows, 2048 * (128 + 12));
