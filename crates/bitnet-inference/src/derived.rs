@@ -16,7 +16,7 @@ use std::time::Duration;
 use bitnet_core::Result as CoreResult;
 use bitnet_core::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
 use bitnet_core::file::{Bytes, CacheDir, DERIVED_SUFFIX, Mapping, TensorSink};
-use bitnet_quant::head::{self, HeadPlanes};
+use bitnet_quant::head;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::layout::{Codes, Scales, TernaryView, row_bytes, tiles};
 use bitnet_quant::linear::DenseView;
@@ -28,7 +28,7 @@ use crate::source::{Proj, Source};
 use crate::weights::{LoadProgress, Weights};
 
 /// Changes with every change of a derived form.
-const FORMS: &str = "1";
+const FORMS: &str = "2";
 /// Samples of a file that are part of its identity, from its beginning to its end, and the bytes of each.
 const SAMPLES: u64 = 16;
 const SAMPLE_BYTES: u64 = 4 << 10;
@@ -137,14 +137,10 @@ impl Place {
                 if i > total {
                     return sink.write(&checksums);
                 }
-                if cancel.load(Ordering::Relaxed) {
-                    // The tensor stays short of its size, which ends the writing.
-                    return Ok(());
-                }
-                let mut sink = Summed { sink, hash: crc32fast::Hasher::new() };
+                let mut sink = Summed { sink, hash: crc32fast::Hasher::new(), cancel };
                 match parts.get(i) {
                     Some(part) => {
-                        part.write(kernels, threads, cancel, &mut sink)?;
+                        part.write(kernels, threads, &mut sink)?;
                         progress(LoadProgress { done: i + 1, total });
                     }
                     None => sink.write(&scales)?,
@@ -263,9 +259,7 @@ impl DerivedPart<'_> {
     fn size_bytes(&self) -> usize {
         match &self.origin {
             Origin::Tiles(view) => tiles::size_bytes(view.rows(), view.cols()),
-            Origin::Head(view) => {
-                HeadPlanes::layout(view.rows(), view.cols()).map_or(0, |layout| layout.size_bytes())
-            }
+            Origin::Head(view) => head::image_bytes(view.rows(), view.cols()).unwrap_or(0),
         }
     }
 
@@ -280,26 +274,10 @@ impl DerivedPart<'_> {
         }
     }
 
-    fn write(
-        &self,
-        kernels: &Kernels,
-        threads: &Threads,
-        cancel: &AtomicBool,
-        sink: &mut Summed<'_, '_>,
-    ) -> CoreResult<()> {
+    fn write(&self, kernels: &Kernels, threads: &Threads, sink: &mut Summed<'_, '_>) -> CoreResult<()> {
         match &self.origin {
-            Origin::Tiles(view) => write_tiles(view, threads, cancel, sink),
-            Origin::Head(view) => {
-                let size = self.size_bytes();
-                // As numbers, so that the image is aligned as they are.
-                let mut image = vec![0f32; size.div_ceil(size_of::<f32>())];
-                let image = &mut bytemuck::cast_slice_mut(&mut image)[..size];
-                head::build(kernels, threads, view, image);
-                if cancel.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                sink.write(image)
-            }
+            Origin::Tiles(view) => write_tiles(view, threads, sink),
+            Origin::Head(view) => head::build(kernels, threads, view, |bytes| sink.write(bytes)),
         }
     }
 }
@@ -326,12 +304,7 @@ fn tiles_name(l: usize, proj: Proj) -> String {
     format!("layers.{l}.{}.tiles", proj.gguf())
 }
 
-fn write_tiles(
-    view: &TernaryView<'_>,
-    threads: &Threads,
-    cancel: &AtomicBool,
-    sink: &mut Summed<'_, '_>,
-) -> CoreResult<()> {
+fn write_tiles(view: &TernaryView<'_>, threads: &Threads, sink: &mut Summed<'_, '_>) -> CoreResult<()> {
     let Codes::Rows(codes) = view.codes() else { unreachable!("derived from the two-bit layout") };
     let (row_bytes, band_bytes) = (row_bytes(view.cols()), tiles::band_bytes(view.cols()));
     for codes in codes.chunks(BATCH_BANDS * tiles::TILE_ROWS * row_bytes) {
@@ -340,10 +313,6 @@ fn write_tiles(
         threads.run(bands.len(), &|band| {
             tiles::pack_band(bands[band], view.cols(), &mut lock(&packed[band]));
         });
-        if cancel.load(Ordering::Relaxed) {
-            // The tensor stays short of its size, which ends the writing.
-            return Ok(());
-        }
         for band in &packed {
             sink.write(&lock(band))?;
         }
@@ -351,14 +320,18 @@ fn write_tiles(
     Ok(())
 }
 
-/// A sink that keeps count of a checksum.
+/// A sink that keeps count of a checksum and takes nothing more when it is cancelled.
 struct Summed<'a, 'b> {
     sink: &'a mut TensorSink<'b>,
     hash: crc32fast::Hasher,
+    cancel: &'a AtomicBool,
 }
 
 impl Summed<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> CoreResult<()> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(self.sink.interrupted());
+        }
         self.hash.update(bytes);
         self.sink.write(bytes)
     }

@@ -2,12 +2,13 @@
 
 mod selection;
 
+use std::io::Write;
 use std::ops::Range;
 
 use bitnet_core::Device;
 use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool};
 use bitnet_quant::head::bounds::groups;
-use bitnet_quant::head::{self, HEAD_TOKENS, HeadInput, HeadPlanes, HeadStage, HeadView, padded_head_cols};
+use bitnet_quant::head::{self, HEAD_TOKENS, HeadInput, HeadStage, HeadView, padded_head_cols};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::threads::Threads;
@@ -59,11 +60,8 @@ impl Default for HeadOptions {
 impl HeadOptions {
     /// Bytes of the derived head of a model whose head has this shape; 0 where there is none.
     pub fn derived_bytes(&self, rows: usize, cols: usize) -> usize {
-        self.layout(rows, cols).map_or(0, |layout| layout.size_bytes())
-    }
-
-    fn layout(&self, rows: usize, cols: usize) -> Option<HeadPlanes> {
-        HeadPlanes::layout(rows, cols).filter(|_| self.mode != HeadMode::F16 && rows >= self.min_rows)
+        let wanted = self.mode != HeadMode::F16 && rows >= self.min_rows;
+        head::image_bytes(rows, cols).filter(|_| wanted).unwrap_or(0)
     }
 }
 
@@ -96,9 +94,13 @@ impl DerivedHead {
         pool: &HybridMemoryPool,
         w: &DenseView<'_>,
     ) -> Result<Option<Self>> {
-        let Some(layout) = options.layout(w.rows(), w.cols()) else { return Ok(None) };
-        let mut image = pool.allocate(layout.size_bytes(), ALIGNMENT, &Device::Cpu)?;
-        head::build(kernels, threads, w, image.as_mut_slice());
+        let size = options.derived_bytes(w.rows(), w.cols());
+        if size == 0 {
+            return Ok(None);
+        }
+        let mut image = pool.allocate(size, ALIGNMENT, &Device::Cpu)?;
+        let mut rest = image.as_mut_slice();
+        head::build(kernels, threads, w, |bytes| rest.write_all(bytes)).expect("an image of its size");
         Ok(Self::of(options, WeightBytes::Pool(image), w.rows(), w.cols()))
     }
 

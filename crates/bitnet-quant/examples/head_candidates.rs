@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::float::{exp64, ln64};
 use bitnet_quant::head::bounds::{RowBounds, bound_rows, groups};
-use bitnet_quant::head::{self, HeadInput, HeadPlanes, HeadStage, HeadView, padded_head_cols};
+use bitnet_quant::head::{self, BLOCK_ROWS, HeadInput, HeadStage, HeadView, image_bytes, padded_head_cols};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::linear::{DenseView, dense_linear};
 use bitnet_quant::threads::Threads;
@@ -100,18 +100,11 @@ fn main() {
         }
     });
 
-    let layout = HeadPlanes::layout(rows, cols).expect("a head of some size");
-    let mut image = vec![0.0f32; layout.size_bytes() / 4];
     let start = Instant::now();
-    head::build(
-        kernels,
-        &threads,
-        &DenseView::new(&data, rows, cols, DenseFormat::F16),
-        bytemuck::cast_slice_mut(&mut image),
-    );
+    let mut image = image_of(kernels, &threads, &DenseView::new(&data, rows, cols, DenseFormat::F16));
     println!(
         "{rows} x {cols}: {} MB of planes built in {:.2} s by {} threads",
-        layout.size_bytes() / 1_000_000,
+        size_of_val(&image[..]) / 1_000_000,
         start.elapsed().as_secs_f64(),
         threads.len()
     );
@@ -141,7 +134,7 @@ fn main() {
                 for (half, v) in data[place.clone()].as_chunks_mut().0.iter_mut().zip(&top_row) {
                     *half = half::f16::from_f32(*v).to_le_bytes();
                 }
-                rebuild_row(kernels, &data, &mut image, (rows, cols), winner);
+                rebuild_block(kernels, &data, &mut image, (rows, cols), winner);
             }
             let w = DenseView::new(&data, rows, cols, DenseFormat::F16);
             dense_linear(kernels, &threads, &w, &x, 1, &mut logits);
@@ -163,7 +156,7 @@ fn main() {
             }
             if deviations > 0.0 {
                 data[place].copy_from_slice(&before);
-                rebuild_row(kernels, &data, &mut image, (rows, cols), winner);
+                rebuild_block(kernels, &data, &mut image, (rows, cols), winner);
             }
         }
         for (i, name) in ["int8", "int4"].into_iter().enumerate() {
@@ -217,18 +210,25 @@ fn divergence_of(p: &[f32], q: &[f32]) -> f64 {
         .sum()
 }
 
-/// Builds the image of one row alone and puts it where it belongs.
-fn rebuild_row(kernels: &Kernels, data: &[u8], image: &mut [f32], (rows, cols): (usize, usize), r: usize) {
-    let row = DenseView::new(&data[r * cols * 2..(r + 1) * cols * 2], 1, cols, DenseFormat::F16);
-    let layout = HeadPlanes::layout(1, cols).expect("a row");
-    let mut one = vec![0.0f32; layout.size_bytes() / 4];
-    head::build(kernels, &Threads::new(1), &row, bytemuck::cast_slice_mut(&mut one));
-    let whole = HeadPlanes::layout(rows, cols).expect("a head");
-    let (one, image): (&[u8], &mut [u8]) = (bytemuck::cast_slice(&one), bytemuck::cast_slice_mut(image));
-    for (from, to) in layout.sections().into_iter().zip(whole.sections()) {
-        let at = to.start + r * from.len();
-        image[at..at + from.len()].copy_from_slice(&one[from]);
-    }
+fn image_of(kernels: &Kernels, threads: &Threads, w: &DenseView<'_>) -> Vec<f32> {
+    let mut image = Vec::with_capacity(image_bytes(w.rows(), w.cols()).expect("a head of some size") / 4);
+    let push = |bytes: &[u8]| {
+        image.extend_from_slice(bytemuck::cast_slice(bytes));
+        Ok::<_, std::convert::Infallible>(())
+    };
+    head::build(kernels, threads, w, push).expect("memory takes all");
+    image
+}
+
+/// Builds the block of row `r` again.
+fn rebuild_block(kernels: &Kernels, data: &[u8], image: &mut [f32], (rows, cols): (usize, usize), r: usize) {
+    let block = r / BLOCK_ROWS;
+    let in_block = block * BLOCK_ROWS..rows.min((block + 1) * BLOCK_ROWS);
+    let bytes = &data[in_block.start * cols * 2..in_block.end * cols * 2];
+    let w = DenseView::new(bytes, in_block.len(), cols, DenseFormat::F16);
+    let rebuilt = image_of(kernels, &Threads::new(1), &w);
+    let len = (image_bytes(BLOCK_ROWS + 1, cols).expect("two blocks") - 4 * rebuilt.len()) / 4;
+    image[block * len..][..len].copy_from_slice(&rebuilt[..len]);
 }
 
 fn fastest(mut pass: impl FnMut()) -> f64 {

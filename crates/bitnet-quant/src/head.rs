@@ -6,9 +6,10 @@
 //! that a coarse pass reads one of them alone. Beside the codes stand, for each row and rounded up, `‖w - ŵ‖` and `‖ŵ‖`,
 //! which [`bounds`] makes bounds of.
 //!
-//! All of it is one image of bytes, so that it can be written to a file and mapped: a header, four arrays of a `f32` for
-//! each row, the plane of high halves, the plane of low halves, each at a multiple of 64 bytes. The numbers are in the
-//! machine's own byte order.
+//! All of it is one image of bytes, so that it can be written to a file, block by block, and mapped. A block holds 64 rows:
+//! four arrays of a `f32` for each row, the plane of high halves, the plane of low halves; so a thread that takes a run of
+//! blocks reads memory in one direction. The last block is filled up with rows of zeros. Behind the blocks stands what
+//! bounds the length of all rows. The numbers are in the machine's own byte order.
 
 pub mod bounds;
 mod build;
@@ -17,61 +18,33 @@ mod input;
 pub use build::build;
 pub use input::{HEAD_TOKENS, HeadInput};
 
-use std::ops::Range;
-
 /// Columns of a block: byte j of a block's 64 holds column j in its low four bits and column 64 + j in its high ones.
 pub const BLOCK_COLS: usize = 128;
+/// Rows of a block: in eight bits and 2560 columns it has 165 KB, large enough to stream, small enough that a slow thread
+/// holds nobody up.
+pub const BLOCK_ROWS: usize = 64;
 /// The widest head: beyond this, sums of products would leave 32 bits.
 pub const MAX_HEAD_COLS: usize = 65_536;
 
-const ALIGNMENT: usize = 64;
-const HEADER_BYTES: usize = 64;
+/// Bytes of an array of a block.
+const ARRAY_BYTES: usize = BLOCK_ROWS * size_of::<f32>();
+/// Arrays of a block.
+const ARRAYS: usize = 4;
+/// Bytes behind the blocks.
+const TRAILER_BYTES: usize = 64;
 
-/// Where the parts of an image lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeadPlanes {
-    scales: Range<usize>,
-    errors: Range<usize>,
-    norms: Range<usize>,
-    coarse_errors: Range<usize>,
-    high: Range<usize>,
-    low: Range<usize>,
+/// Bytes of the image of a head of (rows, cols); `None` when there is nothing, too much, or more columns than
+/// [`MAX_HEAD_COLS`].
+pub fn image_bytes(rows: usize, cols: usize) -> Option<usize> {
+    if rows == 0 || cols == 0 || cols > MAX_HEAD_COLS {
+        return None;
+    }
+    rows.div_ceil(BLOCK_ROWS).checked_mul(block_bytes(cols))?.checked_add(TRAILER_BYTES)
 }
 
-impl HeadPlanes {
-    /// The places for a head of (rows, cols); `None` when there is nothing, too much, or more columns than
-    /// [`MAX_HEAD_COLS`].
-    pub fn layout(rows: usize, cols: usize) -> Option<Self> {
-        if rows == 0 || cols == 0 || cols > MAX_HEAD_COLS {
-            return None;
-        }
-        let mut end = HEADER_BYTES;
-        let mut section = |bytes: Option<usize>| {
-            let start = end.checked_next_multiple_of(ALIGNMENT)?;
-            end = start.checked_add(bytes?)?;
-            Some(start..end)
-        };
-        let (per_row, plane) = (rows.checked_mul(size_of::<f32>()), rows.checked_mul(plane_row_bytes(cols)));
-        Some(HeadPlanes {
-            scales: section(per_row)?,
-            errors: section(per_row)?,
-            norms: section(per_row)?,
-            coarse_errors: section(per_row)?,
-            high: section(plane)?,
-            low: section(plane)?,
-        })
-    }
-
-    /// Bytes of the whole image.
-    pub fn size_bytes(&self) -> usize {
-        self.low.end
-    }
-
-    /// The places of what each row has a part of, in the order of the rows: four arrays and the two planes.
-    pub fn sections(&self) -> [Range<usize>; 6] {
-        let HeadPlanes { scales, errors, norms, coarse_errors, high, low } = self.clone();
-        [scales, errors, norms, coarse_errors, high, low]
-    }
+/// Bytes of a block.
+fn block_bytes(cols: usize) -> usize {
+    ARRAYS * ARRAY_BYTES + 2 * BLOCK_ROWS * plane_row_bytes(cols)
 }
 
 /// Columns of a row with its padding.
@@ -100,34 +73,36 @@ pub struct HeadView<'a> {
     cols: usize,
     /// No row is longer than this; infinity where a row holds an infinity or NaN.
     max_norm: f32,
-    scales: &'a [f32],        // (rows): s
-    errors: &'a [f32],        // (rows): at least ‖w - ŵ‖
-    norms: &'a [f32],         // (rows): at least ‖ŵ‖
-    coarse_errors: &'a [f32], // (rows): ‖w - s·(16·high - 120.5)‖
-    high: &'a [u8],           // (rows, padded cols / 2)
-    low: &'a [u8],            // (rows, padded cols / 2)
+    blocks: &'a [u8], // (blocks, block bytes)
+}
+
+/// A block of an image.
+struct Block<'a> {
+    scales: &'a [f32],        // (64): s
+    errors: &'a [f32],        // (64): at least ‖w - ŵ‖
+    norms: &'a [f32],         // (64): at least ‖ŵ‖
+    coarse_errors: &'a [f32], // (64): ‖w - s·(16·high - 120.5)‖
+    high: &'a [u8],           // (64, padded cols / 2)
+    low: &'a [u8],            // (64, padded cols / 2)
 }
 
 impl<'a> HeadView<'a> {
     /// A view of the image that [`build`] made of a head of (rows, cols); `None` when the length or the alignment of
     /// `bytes` is not that of such an image.
     pub fn new(bytes: &'a [u8], rows: usize, cols: usize) -> Option<Self> {
-        let layout = HeadPlanes::layout(rows, cols)?;
-        if bytes.len() != layout.size_bytes() {
+        if bytes.len() != image_bytes(rows, cols)? || !bytes.as_ptr().cast::<f32>().is_aligned() {
             return None;
         }
-        let floats = |range: Range<usize>| bytemuck::try_cast_slice::<u8, f32>(&bytes[range]).ok();
-        Some(HeadView {
-            rows,
-            cols,
-            max_norm: *floats(0..HEADER_BYTES)?.first()?,
-            scales: floats(layout.scales)?,
-            errors: floats(layout.errors)?,
-            norms: floats(layout.norms)?,
-            coarse_errors: floats(layout.coarse_errors)?,
-            high: &bytes[layout.high],
-            low: &bytes[layout.low],
-        })
+        let (blocks, trailer) = bytes.split_at(bytes.len() - TRAILER_BYTES);
+        Some(HeadView { rows, cols, max_norm: *bytemuck::cast_slice(trailer).first()?, blocks })
+    }
+
+    fn block(&self, b: usize) -> Block<'a> {
+        let block = &self.blocks[b * block_bytes(self.cols)..][..block_bytes(self.cols)];
+        let (arrays, planes) = block.split_at(ARRAYS * ARRAY_BYTES);
+        let (high, low) = planes.split_at(planes.len() / 2);
+        let array = |i: usize| bytemuck::cast_slice(&arrays[i * ARRAY_BYTES..][..ARRAY_BYTES]);
+        Block { scales: array(0), errors: array(1), norms: array(2), coarse_errors: array(3), high, low }
     }
 
     /// Rows.
@@ -146,7 +121,7 @@ impl<'a> HeadView<'a> {
             HeadStage::Int8 => (2, 3),
             HeadStage::Int4 => (1, 3),
         };
-        planes * self.high.len() + arrays * size_of_val(self.scales)
+        self.rows * (planes * plane_row_bytes(self.cols) + arrays * size_of::<f32>())
     }
 
     /// Whether no product of a row with a vector of this length can overflow, in whatever order it is summed: by Cauchy

@@ -105,6 +105,11 @@ pub struct TensorSink<'a> {
 }
 
 impl TensorSink<'_> {
+    /// What a writer returns that gives up because it was asked to.
+    pub fn interrupted(&self) -> Error {
+        Error::io(&self.file.path, io::ErrorKind::Interrupted.into())
+    }
+
     /// Appends some of the tensor's bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.left = self.left.checked_sub(bytes.len()).ok_or_else(|| {

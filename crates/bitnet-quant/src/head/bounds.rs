@@ -18,17 +18,13 @@
 //! single precision and of ŷ ± bound, `SLACK` and `ESTIMATE_SLACK` make room.
 
 use super::input::InputToken;
-use super::{HEAD_TOKENS, HeadInput, HeadStage, HeadView, plane_row_bytes};
+use super::{BLOCK_ROWS, HEAD_TOKENS, HeadInput, HeadStage, HeadView, plane_row_bytes};
 use crate::kernels::{HeadFactors, HeadRows, Kernels};
 use crate::reduce::ROW_LANES;
 use crate::threads::{Disjoint, Threads};
 
-/// Rows of a group, whose highest bounds are noted.
+/// Rows of a group, whose highest bounds are noted; blocks are whole groups.
 pub const GROUP_ROWS: usize = 16;
-/// Bytes of planes in a piece: large enough to stream, small enough that a slow thread holds nobody up.
-const PIECE_BYTES: usize = 256 << 10;
-/// Rows of a piece at most.
-const PIECE_ROWS: usize = 64;
 
 /// Widens a bound for the roundings of its own evaluation, each at most 2^-24 of it.
 const SLACK: f64 = 1.0 + 1.0 / (1u64 << 20) as f64;
@@ -60,7 +56,7 @@ pub const fn groups(rows: usize) -> usize {
 /// Changes the bounds of rows: (token, first row, lower bounds, upper bounds).
 pub type Transform<'a> = &'a (dyn Fn(usize, usize, &mut [f32], &mut [f32]) + Sync);
 
-/// Bounds of the first `rows` rows, as `transform` changes them. Each block of rows is read once for all vectors.
+/// Bounds of the first `rows` rows, as `transform` changes them. Each block is read once for all vectors.
 ///
 /// False where an overflow is possible, so that the full head might give an infinity; then `out` means nothing.
 pub fn bound_rows(
@@ -82,30 +78,28 @@ pub fn bound_rows(
     }
     let factors = x.tokens.map(|token| factors(stage, head.cols, &token));
     let row_bytes = plane_row_bytes(head.cols);
-    let piece_rows = (PIECE_BYTES / (2 * row_bytes) / GROUP_ROWS * GROUP_ROWS).clamp(GROUP_ROWS, PIECE_ROWS);
     let (lower, upper) = (Disjoint::new(out.lower), Disjoint::new(out.upper));
     let (group_lower, group_upper) = (Disjoint::new(out.group_lower), Disjoint::new(out.group_upper));
-    threads.run(rows.div_ceil(piece_rows), &|piece| {
-        let first = piece * piece_rows;
-        let len = piece_rows.min(rows - first);
-        let plane = first * row_bytes..(first + len) * row_bytes;
+    threads.run(rows.div_ceil(BLOCK_ROWS), &|b| {
+        let block = head.block(b);
+        let first = b * BLOCK_ROWS;
+        let len = BLOCK_ROWS.min(rows - first);
         let planes = HeadRows {
-            high: &head.high[plane.clone()],
-            low: (stage == HeadStage::Int8).then(|| &head.low[plane]),
+            high: &block.high[..len * row_bytes],
+            low: (stage == HeadStage::Int8).then(|| &block.low[..len * row_bytes]),
             row_bytes,
         };
-        let mut sums = [0.0f64; PIECE_ROWS * HEAD_TOKENS];
+        let mut sums = [0.0f64; BLOCK_ROWS * HEAD_TOKENS];
         let sums = &mut sums[..n * len];
         kernels.lm_head_dot(planes, x.codes(), sums);
-        let scales = &head.scales[first..first + len];
         let errors = match stage {
-            HeadStage::Int8 => &head.errors[first..first + len],
-            HeadStage::Int4 => &head.coarse_errors[first..first + len],
+            HeadStage::Int8 => block.errors,
+            HeadStage::Int4 => block.coarse_errors,
         };
-        let norms = &head.norms[first..first + len];
+        let (scales, errors, norms) = (&block.scales[..len], &errors[..len], &block.norms[..len]);
         for (t, sums) in sums.chunks_exact(len).enumerate() {
             let group = t * groups(rows) + first / GROUP_ROWS;
-            // SAFETY: the rows and groups of a token from `first` on belong to this piece alone.
+            // SAFETY: the rows and groups of a token from `first` on belong to this block alone.
             let (lower, upper, group_lower, group_upper) = unsafe {
                 let at = t * rows + first;
                 let (n_groups, at_group) = (groups(len), group);

@@ -2,13 +2,15 @@
 
 use std::sync::Mutex;
 
-use super::{BLOCK_COLS, HEADER_BYTES, HeadPlanes, padded_head_cols, plane_row_bytes, round_up};
+use super::{
+    ARRAY_BYTES, ARRAYS, BLOCK_COLS, BLOCK_ROWS, TRAILER_BYTES, block_bytes, padded_head_cols, round_up,
+};
 use crate::kernels::Kernels;
 use crate::linear::DenseView;
 use crate::threads::Threads;
 
-/// Rows that a thread takes at a time.
-const PIECE_ROWS: usize = 64;
+/// Blocks that are built at a time: some megabytes.
+const BATCH_BLOCKS: usize = 32;
 /// Rows whose largest magnitude is beyond these are kept out of single precision's trouble: they get codes of zero.
 const CODED_MAGNITUDES: std::ops::Range<f32> = 1e-30..1e30;
 /// Lanes of the sums of a row, so that they are the same on every machine and wide registers can take them.
@@ -16,74 +18,74 @@ const LANES: usize = 8;
 /// What the low half of a code is on average, where only the high half is read.
 const MIDDLE_OF_LOW: f64 = 7.5;
 
-/// One piece's share of every section.
-struct Piece<'a> {
-    scales: &'a mut [f32],
-    errors: &'a mut [f32],
-    norms: &'a mut [f32],
-    coarse_errors: &'a mut [f32],
-    high: &'a mut [u8],
-    low: &'a mut [u8],
-}
-
-/// Writes the image of `w` to `image`, on all threads. Equal heads give equal bytes, whatever the kernels and threads.
+/// Writes the image of `w` to `sink`, some blocks at a time, which are built on all threads. Equal heads give equal bytes,
+/// whatever the kernels and threads. Ends early where the sink fails.
 ///
 /// # Panics
-/// When `image` has not the length and the alignment that [`HeadPlanes::layout`] calls for.
-pub fn build(kernels: &Kernels, threads: &Threads, w: &DenseView<'_>, image: &mut [u8]) {
-    let layout = HeadPlanes::layout(w.rows(), w.cols()).expect("a head that has a layout");
-    assert_eq!(image.len(), layout.size_bytes());
-    let row_bytes = plane_row_bytes(w.cols());
-    let largest = {
-        let pieces = pieces(image, &layout, row_bytes);
-        let largest = Mutex::new(0.0f32);
-        threads.run(pieces.len(), &|p| {
-            let mut piece = pieces[p].lock().expect("a piece is built once");
-            let mut row = Row::new(w.cols());
-            let mut piece_largest = 0.0f32;
-            for i in 0..piece.scales.len() {
-                w.row(p * PIECE_ROWS + i, &mut row.values);
-                piece_largest = piece_largest.max(row.write(kernels, &mut piece, i));
-            }
+/// When a head of this shape has no image ([`super::image_bytes`]).
+pub fn build<E>(
+    kernels: &Kernels,
+    threads: &Threads,
+    w: &DenseView<'_>,
+    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    assert!(super::image_bytes(w.rows(), w.cols()).is_some(), "a head that has an image");
+    let n_blocks = w.rows().div_ceil(BLOCK_ROWS);
+    // As numbers, so that the blocks are aligned as they are.
+    let block_len = block_bytes(w.cols()) / size_of::<f32>();
+    let mut batch = vec![0f32; n_blocks.min(BATCH_BLOCKS) * block_len];
+    let largest = Mutex::new(0.0f32);
+    for first in (0..n_blocks).step_by(BATCH_BLOCKS) {
+        let batch = &mut batch[..(n_blocks - first).min(BATCH_BLOCKS) * block_len];
+        let blocks: Vec<_> = batch.chunks_mut(block_len).map(Mutex::new).collect();
+        threads.run(blocks.len(), &|b| {
+            let mut block = blocks[b].lock().expect("a block is built once");
+            let longest = build_block(kernels, w, first + b, bytemuck::cast_slice_mut(&mut block));
             let mut largest = largest.lock().expect("nothing panics while it is locked");
-            *largest = largest.max(piece_largest);
+            *largest = largest.max(longest);
         });
-        largest.into_inner().expect("as above")
-    };
-    let header: &mut [f32] = bytemuck::cast_slice_mut(&mut image[..HEADER_BYTES]);
-    header[0] = largest;
+        drop(blocks);
+        sink(bytemuck::cast_slice(batch))?;
+    }
+    let mut trailer = [0f32; TRAILER_BYTES / size_of::<f32>()];
+    trailer[0] = largest.into_inner().expect("as above");
+    sink(bytemuck::cast_slice(&trailer))
 }
 
-fn pieces<'a>(image: &'a mut [u8], layout: &HeadPlanes, row_bytes: usize) -> Vec<Mutex<Piece<'a>>> {
-    let mut at = 0;
-    let mut rest = image;
-    let mut section = |range: &std::ops::Range<usize>| -> &'a mut [u8] {
-        let (_, behind) = std::mem::take(&mut rest).split_at_mut(range.start - at);
-        let (section, behind) = behind.split_at_mut(range.len());
-        at = range.end;
-        rest = behind;
-        section
-    };
-    fn floats(bytes: &mut [u8]) -> std::slice::ChunksMut<'_, f32> {
-        bytemuck::cast_slice_mut(bytes).chunks_mut(PIECE_ROWS)
+/// Writes block `b` of `w`; returns a bound on the length of its rows.
+fn build_block(kernels: &Kernels, w: &DenseView<'_>, b: usize, block: &mut [u8]) -> f32 {
+    let (arrays, planes) = block.split_at_mut(ARRAYS * ARRAY_BYTES);
+    let (high, low) = planes.split_at_mut(planes.len() / 2);
+    let arrays: &mut [f32] = bytemuck::cast_slice_mut(arrays);
+    arrays.fill(0.0);
+    let rows = b * BLOCK_ROWS..w.rows().min((b + 1) * BLOCK_ROWS);
+    let row_bytes = high.len() / BLOCK_ROWS;
+    let mut row = Row::new(w.cols());
+    let mut longest = 0.0f32;
+    for (i, (high, low)) in high.chunks_exact_mut(row_bytes).zip(low.chunks_exact_mut(row_bytes)).enumerate()
+    {
+        if i >= rows.len() {
+            // Codes of 0, which are stored as 128.
+            high.fill(0x88);
+            low.fill(0x00);
+            continue;
+        }
+        w.row(rows.start + i, &mut row.values);
+        let numbers = row.write(kernels, high, low);
+        for (array, number) in arrays.chunks_exact_mut(BLOCK_ROWS).zip(numbers.of_row) {
+            array[i] = number;
+        }
+        longest = longest.max(numbers.length);
     }
-    let mut scales = floats(section(&layout.scales));
-    let mut errors = floats(section(&layout.errors));
-    let mut norms = floats(section(&layout.norms));
-    let mut coarse_errors = floats(section(&layout.coarse_errors));
-    let mut high = section(&layout.high).chunks_mut(PIECE_ROWS * row_bytes);
-    let mut low = section(&layout.low).chunks_mut(PIECE_ROWS * row_bytes);
-    std::iter::from_fn(|| {
-        Some(Mutex::new(Piece {
-            scales: scales.next()?,
-            errors: errors.next()?,
-            norms: norms.next()?,
-            coarse_errors: coarse_errors.next()?,
-            high: high.next()?,
-            low: low.next()?,
-        }))
-    })
-    .collect()
+    longest
+}
+
+/// What is kept of a row beside its codes.
+struct Numbers {
+    /// Scale, error, norm and coarse error.
+    of_row: [f32; ARRAYS],
+    /// A bound on its length.
+    length: f32,
 }
 
 /// A row on its way from values to codes.
@@ -97,8 +99,8 @@ impl Row {
         Row { values: vec![0.0; cols], codes: vec![0; padded_head_cols(cols)] }
     }
 
-    /// Writes row `i` of a piece; returns a bound on the row's length.
-    fn write(&mut self, kernels: &Kernels, piece: &mut Piece<'_>, i: usize) -> f32 {
+    /// Codes the values and writes the halves of the codes.
+    fn write(&mut self, kernels: &Kernels, high: &mut [u8], low: &mut [u8]) -> Numbers {
         let largest = f32::from_bits(kernels.absmax_bits(&self.values));
         let scale = if CODED_MAGNITUDES.contains(&largest) {
             kernels.quantize_i8(&self.values, 127.0 / largest, &mut self.codes);
@@ -114,13 +116,12 @@ impl Row {
         let length = squares.sqrt() * (1.0 + 1e-9);
         let code_squares: i64 = self.codes.iter().map(|q| i64::from(i32::from(*q) * i32::from(*q))).sum();
         let coded_length = f64::from(scale) * (code_squares as f64).sqrt() * (1.0 + 1e-9);
-        piece.scales[i] = scale;
-        piece.errors[i] = round_up(error_squares.sqrt() * (1.0 + 1e-9) + length * 1e-12);
-        piece.norms[i] = round_up(coded_length);
-        piece.coarse_errors[i] = round_up(coarse_squares.sqrt());
-        let row_bytes = self.codes.len() / 2;
-        let high = &mut piece.high[i * row_bytes..][..row_bytes];
-        let low = &mut piece.low[i * row_bytes..][..row_bytes];
+        let of_row = [
+            scale,
+            round_up(error_squares.sqrt() * (1.0 + 1e-9) + length * 1e-12),
+            round_up(coded_length),
+            round_up(coarse_squares.sqrt()),
+        ];
         for ((q, high), low) in
             self.codes.chunks_exact(BLOCK_COLS).zip(high.chunks_exact_mut(64)).zip(low.chunks_exact_mut(64))
         {
@@ -132,7 +133,7 @@ impl Row {
             }
         }
         // A NaN or an infinity makes the length one, too.
-        if length.is_finite() { round_up(length) } else { f32::INFINITY }
+        Numbers { of_row, length: if length.is_finite() { round_up(length) } else { f32::INFINITY } }
     }
 
     /// Σ w², Σ (w - ŵ)², and Σ (w - s·(16·high - 120.5))².

@@ -1,5 +1,7 @@
 //! The planes, the products on every instruction set, and the bounds, against what they stand for.
 
+use std::convert::Infallible;
+
 use half::f16;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -38,10 +40,13 @@ struct Image(Vec<f32>);
 
 impl Image {
     fn build(kernels: &Kernels, threads: &Threads, w: &DenseView<'_>) -> Self {
-        let size = HeadPlanes::layout(w.rows(), w.cols()).unwrap().size_bytes();
-        let mut image = Image(vec![0.0; size / 4]);
-        build(kernels, threads, w, bytemuck::cast_slice_mut(&mut image.0));
-        image
+        let mut image = Vec::new();
+        build(kernels, threads, w, |bytes| {
+            image.extend_from_slice(bytemuck::cast_slice(bytes));
+            Ok::<_, Infallible>(())
+        })
+        .unwrap();
+        Image(image)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -90,22 +95,30 @@ fn bounds(
 }
 
 #[test]
-fn sections_are_aligned_and_follow_each_other() {
-    let layout = HeadPlanes::layout(61, 76).unwrap();
-    let mut end = HEADER_BYTES;
-    for section in layout.sections() {
-        assert!(
-            section.start >= end
-                && section.start < end + ALIGNMENT
-                && section.start.is_multiple_of(ALIGNMENT)
-        );
-        end = section.end;
-    }
-    assert_eq!((layout.size_bytes(), layout.high.len(), layout.scales.len()), (end, 61 * 64, 61 * 4));
+fn impossible_shapes_have_no_image_and_others_only_one_of_their_size() {
     for (rows, cols) in [(0, 4), (4, 0), (1, MAX_HEAD_COLS + 1), (usize::MAX / 64, 256)] {
-        assert_eq!(HeadPlanes::layout(rows, cols), None, "{rows} x {cols}");
+        assert_eq!(image_bytes(rows, cols), None, "{rows} x {cols}");
     }
+    // Two blocks of 64 rows: four numbers and 64 bytes in each of two planes for a row.
+    assert_eq!(image_bytes(65, 76), Some(2 * 64 * (4 * 4 + 2 * 64) + 64));
     assert!(HeadView::new(&[0; 64], 61, 76).is_none());
+    let image = vec![0f32; image_bytes(61, 76).unwrap() / 4 + 1];
+    let bytes: &[u8] = bytemuck::cast_slice(&image);
+    let unaligned = &bytes[1..][..bytes.len() - 4];
+    assert!(HeadView::new(&bytes[4..], 61, 76).is_some() && HeadView::new(unaligned, 61, 76).is_none());
+}
+
+#[test]
+fn a_failing_sink_ends_the_building() {
+    let values = Random(2).normals(5000 * 8);
+    let data = stored(DenseFormat::F32, &values, 8);
+    let w = DenseView::new(&data, 5000, 8, DenseFormat::F32);
+    let mut calls = 0;
+    let failed = build(Kernels::best(), &Threads::new(1), &w, |_| {
+        calls += 1;
+        if calls == 2 { Err("full") } else { Ok(()) }
+    });
+    assert_eq!((failed, calls), (Err("full"), 2));
 }
 
 #[test]
@@ -123,8 +136,9 @@ fn planes_hold_rounded_rows_and_how_far_they_are_off() {
     let length = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let mut longest = 0.0f64;
     for (r, row) in values.chunks_exact(cols).enumerate() {
-        let (high, low) = (&view.high[r * 192..][..192], &view.low[r * 192..][..192]);
-        let scale = f64::from(view.scales[r]);
+        let (block, i) = (view.block(r / BLOCK_ROWS), r % BLOCK_ROWS);
+        let (high, low) = (&block.high[i * 192..][..192], &block.low[i * 192..][..192]);
+        let scale = f64::from(block.scales[i]);
         let code = |c: usize| f64::from(code(high, low, c)) - 128.0;
         let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         for (c, v) in row.iter().enumerate() {
@@ -138,13 +152,13 @@ fn planes_hold_rounded_rows_and_how_far_they_are_off() {
         assert!((cols..384).all(|c| code(c) == 0.0));
         let error = length(&mut row.iter().enumerate().map(|(c, v)| f64::from(*v) - scale * code(c)));
         let norm = length(&mut (0..cols).map(|c| scale * code(c)));
-        for (stored, want) in [(view.errors[r], error), (view.norms[r], norm)] {
+        for (stored, want) in [(block.errors[i], error), (block.norms[i], norm)] {
             let stored = f64::from(stored);
             assert!(stored >= want && stored <= want * (1.0 + 1e-6) + 1e-44, "row {r}: {stored} for {want}");
         }
         let coarse = |c: usize| scale * (f64::from(nibble(high, c)) * 16.0 - 120.5);
         let error = length(&mut row.iter().enumerate().map(|(c, v)| f64::from(*v) - coarse(c)));
-        assert!((f64::from(view.coarse_errors[r]) - error).abs() <= 1e-6 * error);
+        assert!((f64::from(block.coarse_errors[i]) - error).abs() <= 1e-6 * error);
         longest = longest.max(length(&mut row.iter().map(|v| f64::from(*v))));
     }
     assert!(f64::from(view.max_norm) >= longest && f64::from(view.max_norm) <= longest * (1.0 + 1e-6));
@@ -238,7 +252,7 @@ fn bounds_hold_for_what_the_full_head_rounds() {
     let threads = Threads::new(1);
     let image = Image::build(Kernels::best(), &threads, &w);
     let view = HeadView::new(image.bytes(), rows, cols).unwrap();
-    assert!(view.errors.iter().all(|e| *e < 1e-6), "no row is off");
+    assert!(view.block(0).errors.iter().all(|e| *e < 1e-6), "no row is off");
     let mut y = vec![0.0; rows];
     dense_linear(Kernels::best(), &threads, &w, &x, 1, &mut y);
     let [lower, upper, ..] = bounds(Kernels::best(), &threads, &view, HeadStage::Int8, &x).unwrap();
