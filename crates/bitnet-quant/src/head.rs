@@ -6,9 +6,8 @@
 //! that a coarse pass reads one of them alone. Beside the codes stand, for each row and rounded up, `‖w - ŵ‖` and `‖ŵ‖`,
 //! which [`bounds`] makes bounds of.
 //!
-//! All of it is one image of bytes, so that it can be written to a file, block by block, and mapped. A block holds 64 rows:
-//! four arrays of a `f32` for each row, the plane of high halves, the plane of low halves; so a thread that takes a run of
-//! blocks reads memory in one direction. The last block is filled up with rows of zeros. Behind the blocks stands what
+//! All of it is one image of bytes, so that it can be written to a file, block by block, and mapped. A block holds 256 rows:
+//! four arrays of a `f32` for each row, the plane of high halves, the plane of low halves. The last block is filled up with rows of zeros. Behind the blocks stands what
 //! bounds the length of all rows. The numbers are in the machine's own byte order.
 
 pub mod bounds;
@@ -20,9 +19,9 @@ pub use input::{HEAD_TOKENS, HeadInput};
 
 /// Columns of a block: byte j of a block's 64 holds column j in its low four bits and column 64 + j in its high ones.
 pub const BLOCK_COLS: usize = 128;
-/// Rows of a block: in eight bits and 2560 columns it has 165 KB, large enough to stream, small enough that a slow thread
-/// holds nobody up.
-pub const BLOCK_ROWS: usize = 64;
+/// Rows of a block: so many that leaving out one plane of each costs nothing, so few that a block is built in some
+/// megabytes.
+pub const BLOCK_ROWS: usize = 256;
 /// The widest head: beyond this, sums of products would leave 32 bits.
 pub const MAX_HEAD_COLS: usize = 65_536;
 
@@ -78,12 +77,12 @@ pub struct HeadView<'a> {
 
 /// A block of an image.
 struct Block<'a> {
-    scales: &'a [f32],        // (64): s
-    errors: &'a [f32],        // (64): at least ‖w - ŵ‖
-    norms: &'a [f32],         // (64): at least ‖ŵ‖
-    coarse_errors: &'a [f32], // (64): ‖w - s·(16·high - 120.5)‖
-    high: &'a [u8],           // (64, padded cols / 2)
-    low: &'a [u8],            // (64, padded cols / 2)
+    scales: &'a [f32],        // (256): s
+    errors: &'a [f32],        // (256): at least ‖w - ŵ‖
+    norms: &'a [f32],         // (256): at least ‖ŵ‖
+    coarse_errors: &'a [f32], // (256): ‖w - s·(16·high - 120.5)‖
+    high: &'a [u8],           // (256, padded cols / 2)
+    low: &'a [u8],            // (256, padded cols / 2)
 }
 
 impl<'a> HeadView<'a> {

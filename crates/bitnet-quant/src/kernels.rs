@@ -159,6 +159,8 @@ pub struct HeadRows<'a> {
     pub(crate) low: Option<&'a [u8]>,
     /// Bytes of a row in a plane: whole blocks of 64.
     pub(crate) row_bytes: usize,
+    /// Bytes from the end of these rows in a plane to what is read next; only a hint.
+    pub(crate) gap: usize,
 }
 
 /// The activations that a derived head is multiplied with, each code in two forms ([`crate::head::HeadInput`]).
@@ -350,7 +352,7 @@ impl Kernels {
     ///
     /// `rows`: (rows, row_bytes) in each plane; `out`: (n, rows).
     pub(crate) fn lm_head_dot(&self, rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
-        let HeadRows { high, low, row_bytes } = rows;
+        let HeadRows { high, low, row_bytes, .. } = rows;
         assert!(row_bytes > 0 && row_bytes.is_multiple_of(64) && high.len().is_multiple_of(row_bytes));
         // Sums of bytes of both signs with codes up to 255 stay in 32 bits.
         assert!(2 * row_bytes <= MAX_HEAD_COLS && low.is_none_or(|low| low.len() == high.len()));

@@ -18,13 +18,17 @@
 //! single precision and of ŷ ± bound, `SLACK` and `ESTIMATE_SLACK` make room.
 
 use super::input::InputToken;
-use super::{BLOCK_ROWS, HEAD_TOKENS, HeadInput, HeadStage, HeadView, plane_row_bytes};
+use super::{ARRAY_BYTES, ARRAYS, BLOCK_ROWS, HEAD_TOKENS, HeadInput, HeadStage, HeadView, plane_row_bytes};
 use crate::kernels::{HeadFactors, HeadRows, Kernels};
 use crate::reduce::ROW_LANES;
 use crate::threads::{Disjoint, Threads};
 
-/// Rows of a group, whose highest bounds are noted; blocks are whole groups.
+/// Rows of a group, whose highest bounds are noted; pieces are whole groups.
 pub const GROUP_ROWS: usize = 16;
+
+/// Rows of a piece: in eight bits and 2560 columns it has 164 KB, large enough to stream, small enough that a slow thread
+/// holds nobody up. Blocks are whole pieces.
+const PIECE_ROWS: usize = 64;
 
 /// Widens a bound for the roundings of its own evaluation, each at most 2^-24 of it.
 const SLACK: f64 = 1.0 + 1.0 / (1u64 << 20) as f64;
@@ -80,26 +84,31 @@ pub fn bound_rows(
     let row_bytes = plane_row_bytes(head.cols);
     let (lower, upper) = (Disjoint::new(out.lower), Disjoint::new(out.upper));
     let (group_lower, group_upper) = (Disjoint::new(out.group_lower), Disjoint::new(out.group_upper));
-    threads.run(rows.div_ceil(BLOCK_ROWS), &|b| {
-        let block = head.block(b);
-        let first = b * BLOCK_ROWS;
-        let len = BLOCK_ROWS.min(rows - first);
+    threads.run(rows.div_ceil(PIECE_ROWS), &|piece| {
+        let first = piece * PIECE_ROWS;
+        let len = PIECE_ROWS.min(rows - first);
+        let block = head.block(first / BLOCK_ROWS);
+        let in_block = first % BLOCK_ROWS..first % BLOCK_ROWS + len;
+        let plane = in_block.start * row_bytes..in_block.end * row_bytes;
         let planes = HeadRows {
-            high: &block.high[..len * row_bytes],
-            low: (stage == HeadStage::Int8).then(|| &block.low[..len * row_bytes]),
+            high: &block.high[plane.clone()],
+            low: (stage == HeadStage::Int8).then(|| &block.low[plane]),
             row_bytes,
+            // The other plane, and the arrays of the next block.
+            gap: if in_block.end < BLOCK_ROWS { 0 } else { block.high.len() + ARRAYS * ARRAY_BYTES },
         };
-        let mut sums = [0.0f64; BLOCK_ROWS * HEAD_TOKENS];
+        let mut sums = [0.0f64; PIECE_ROWS * HEAD_TOKENS];
         let sums = &mut sums[..n * len];
         kernels.lm_head_dot(planes, x.codes(), sums);
         let errors = match stage {
             HeadStage::Int8 => block.errors,
             HeadStage::Int4 => block.coarse_errors,
         };
-        let (scales, errors, norms) = (&block.scales[..len], &errors[..len], &block.norms[..len]);
+        let [scales, errors, norms] =
+            [block.scales, errors, block.norms].map(|array| &array[in_block.clone()]);
         for (t, sums) in sums.chunks_exact(len).enumerate() {
             let group = t * groups(rows) + first / GROUP_ROWS;
-            // SAFETY: the rows and groups of a token from `first` on belong to this block alone.
+            // SAFETY: the rows and groups of a token from `first` on belong to this piece alone.
             let (lower, upper, group_lower, group_upper) = unsafe {
                 let at = t * rows + first;
                 let (n_groups, at_group) = (groups(len), group);

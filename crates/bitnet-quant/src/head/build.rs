@@ -10,7 +10,7 @@ use crate::linear::DenseView;
 use crate::threads::Threads;
 
 /// Blocks that are built at a time: some megabytes.
-const BATCH_BLOCKS: usize = 32;
+const BATCH_BLOCKS: usize = 8;
 /// Rows whose largest magnitude is beyond these are kept out of single precision's trouble: they get codes of zero.
 const CODED_MAGNITUDES: std::ops::Range<f32> = 1e-30..1e30;
 /// Lanes of the sums of a row, so that they are the same on every machine and wide registers can take them.

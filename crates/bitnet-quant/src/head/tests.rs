@@ -99,8 +99,8 @@ fn impossible_shapes_have_no_image_and_others_only_one_of_their_size() {
     for (rows, cols) in [(0, 4), (4, 0), (1, MAX_HEAD_COLS + 1), (usize::MAX / 64, 256)] {
         assert_eq!(image_bytes(rows, cols), None, "{rows} x {cols}");
     }
-    // Two blocks of 64 rows: four numbers and 64 bytes in each of two planes for a row.
-    assert_eq!(image_bytes(65, 76), Some(2 * 64 * (4 * 4 + 2 * 64) + 64));
+    // Two blocks of 256 rows: four numbers and 64 bytes in each of two planes for a row.
+    assert_eq!(image_bytes(257, 76), Some(2 * 256 * (4 * 4 + 2 * 64) + 64));
     assert!(HeadView::new(&[0; 64], 61, 76).is_none());
     let image = vec![0f32; image_bytes(61, 76).unwrap() / 4 + 1];
     let bytes: &[u8] = bytemuck::cast_slice(&image);
@@ -391,7 +391,7 @@ proptest! {
         let (x_high, x_low, wide) = forms(&codes);
         let x = HeadCodes { high: &x_high, low: &x_low, wide: &wide, n };
         for low in [Some(&low[..]), None] {
-            let planes = HeadRows { high: &high, low, row_bytes: blocks * 64 };
+            let planes = HeadRows { high: &high, low, row_bytes: blocks * 64, gap: 64 };
             let mut want = vec![0.5; n * rows];
             Kernels::for_isa(Isa::Scalar).unwrap().lm_head_dot(planes, x, &mut want);
             for kernels in Kernels::available() {
@@ -454,7 +454,7 @@ fn the_largest_products_do_not_overflow() {
         let x = HeadCodes { high: &high, low: &low, wide: &wide, n: 1 };
         let plane = vec![0xFF; MAX_HEAD_COLS / 2];
         for kernels in Kernels::available() {
-            let planes = HeadRows { high: &plane, low: Some(&plane), row_bytes: plane.len() };
+            let planes = HeadRows { high: &plane, low: Some(&plane), row_bytes: plane.len(), gap: 0 };
             let mut out = [0.0];
             kernels.lm_head_dot(planes, x, &mut out);
             assert_eq!(out, [f64::from(sign) * 255.0 * 16_256.0 * MAX_HEAD_COLS as f64], "{kernels:?}");

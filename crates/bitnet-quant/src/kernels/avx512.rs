@@ -149,6 +149,7 @@ impl HeadProduct for Vnni {
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,
+        ahead: usize,
         x: [TokenCodes; T],
     ) -> [[f64; head_kernels::TILE_ROWS]; T] {
         let zero = _mm512_setzero_si512();
@@ -159,14 +160,10 @@ impl HeadProduct for Vnni {
             // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
             unsafe {
                 for r in 0..head_kernels::TILE_ROWS {
-                    _mm_prefetch::<_MM_HINT_T0>(
-                        high[r].wrapping_add(at + head_kernels::PREFETCH_BYTES).cast(),
-                    );
+                    _mm_prefetch::<_MM_HINT_T0>(high[r].wrapping_add(at + ahead).cast());
                     let h = _mm512_loadu_si512(high[r].add(at).cast());
                     if LOW {
-                        _mm_prefetch::<_MM_HINT_T0>(
-                            low[r].wrapping_add(at + head_kernels::PREFETCH_BYTES).cast(),
-                        );
+                        _mm_prefetch::<_MM_HINT_T0>(low[r].wrapping_add(at + ahead).cast());
                         let l = _mm512_loadu_si512(low[r].add(at).cast());
                         // Bits of the second operand where the first has ones, of the third elsewhere.
                         let shifted = [_mm512_slli_epi16::<4>(h), _mm512_srli_epi16::<4>(l)];

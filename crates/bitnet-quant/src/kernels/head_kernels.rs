@@ -15,7 +15,7 @@ pub(super) const TILE_ROWS: usize = 4;
 pub(super) const COLS_IN_32_BITS: usize = 2048;
 
 /// How far ahead of its use each plane is asked for.
-pub(super) const PREFETCH_BYTES: usize = 8192;
+const PREFETCH_BYTES: usize = 8192;
 
 /// One token's codes, in the forms of [`crate::head::HeadInput`].
 #[derive(Clone, Copy)]
@@ -34,11 +34,13 @@ pub(super) trait HeadProduct {
     /// Tokens of a tile: 1..=4.
     const TILE_TOKENS: usize;
 
-    /// Σ code·x of four rows of planes; without `LOW` the code is the high half alone. Rows are whole blocks of 64 bytes.
+    /// Σ code·x of four rows of planes; without `LOW` the code is the high half alone. Rows are whole blocks of 64 bytes; what
+    /// is `ahead` bytes behind each will be read soon.
     unsafe fn head_tile<const T: usize, const LOW: bool>(
         high: [*const u8; TILE_ROWS],
         low: [*const u8; TILE_ROWS],
         row_bytes: usize,
+        ahead: usize,
         x: [TokenCodes; T],
     ) -> [[f64; TILE_ROWS]; T];
 }
@@ -49,23 +51,25 @@ pub(super) unsafe fn lm_head_dot<K: HeadProduct>(rows: HeadRows<'_>, x: HeadCode
     // SAFETY: the caller enables the instruction set and vouches for the shapes.
     unsafe {
         match rows.low {
-            Some(low) => all_rows::<K, true>(rows.high, low, rows.row_bytes, x, out),
-            None => all_rows::<K, false>(rows.high, rows.high, rows.row_bytes, x, out),
+            Some(low) => all_rows::<K, true>(rows, low, x, out),
+            None => all_rows::<K, false>(rows, rows.high, x, out),
         }
     }
 }
 
 #[inline(always)]
 unsafe fn all_rows<K: HeadProduct, const LOW: bool>(
-    high: &[u8],
+    rows: HeadRows<'_>,
     low: &[u8],
-    row_bytes: usize,
     x: HeadCodes<'_>,
     out: &mut [f64],
 ) {
+    let HeadRows { high, row_bytes, gap, .. } = rows;
     let n_rows = high.len() / row_bytes;
     let tiles = x.n.div_ceil(K::TILE_TOKENS);
     for r in (0..n_rows).step_by(TILE_ROWS) {
+        let is_last = r * row_bytes + PREFETCH_BYTES >= high.len();
+        let ahead = if is_last { PREFETCH_BYTES + gap } else { PREFETCH_BYTES };
         // SAFETY: rows past the last one are the last one again; the caller vouches for the rest.
         unsafe {
             let row = |plane: &[u8], i: usize| plane.as_ptr().add((r + i).min(n_rows - 1) * row_bytes);
@@ -73,10 +77,10 @@ unsafe fn all_rows<K: HeadProduct, const LOW: bool>(
             for tile in 0..tiles {
                 let (first, end) = (tile * x.n / tiles, (tile + 1) * x.n / tiles);
                 match end - first {
-                    1 => put::<K, 1, LOW>(high, low, row_bytes, x, first, r, out),
-                    2 => put::<K, 2, LOW>(high, low, row_bytes, x, first, r, out),
-                    3 => put::<K, 3, LOW>(high, low, row_bytes, x, first, r, out),
-                    _ => put::<K, 4, LOW>(high, low, row_bytes, x, first, r, out),
+                    1 => put::<K, 1, LOW>(high, low, row_bytes, ahead, x, first, r, out),
+                    2 => put::<K, 2, LOW>(high, low, row_bytes, ahead, x, first, r, out),
+                    3 => put::<K, 3, LOW>(high, low, row_bytes, ahead, x, first, r, out),
+                    _ => put::<K, 4, LOW>(high, low, row_bytes, ahead, x, first, r, out),
                 }
             }
         }
@@ -89,6 +93,7 @@ unsafe fn put<K: HeadProduct, const T: usize, const LOW: bool>(
     high: [*const u8; TILE_ROWS],
     low: [*const u8; TILE_ROWS],
     row_bytes: usize,
+    ahead: usize,
     x: HeadCodes<'_>,
     first: usize,
     r: usize,
@@ -105,7 +110,7 @@ unsafe fn put<K: HeadProduct, const T: usize, const LOW: bool>(
                 wide: x.wide.as_ptr().add(at),
             }
         });
-        K::head_tile::<T, LOW>(high, low, row_bytes, tokens)
+        K::head_tile::<T, LOW>(high, low, row_bytes, ahead, tokens)
     };
     for t in 0..T {
         for (out, sum) in out[(first + t) * n_rows..][r..n_rows].iter_mut().zip(sums[t]) {

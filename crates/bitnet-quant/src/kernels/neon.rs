@@ -288,6 +288,7 @@ impl HeadProduct for MultiplyAdd {
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,
+        ahead: usize,
         x: [TokenCodes; T],
     ) -> [[f64; head_kernels::TILE_ROWS]; T] {
         let mut out = [[0.0; head_kernels::TILE_ROWS]; T];
@@ -299,7 +300,7 @@ impl HeadProduct for MultiplyAdd {
                     // SAFETY: whole blocks of each row and of each token.
                     unsafe {
                         let [first, second] =
-                            head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                            head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at), ahead);
                         let (first, second) = (vreinterpretq_u16_u8(first), vreinterpretq_u16_u8(second));
                         let even = vdupq_n_u16(0x00FF);
                         let words = [
@@ -337,6 +338,7 @@ impl HeadProduct for DotProduct {
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,
+        ahead: usize,
         x: [TokenCodes; T],
     ) -> [[f64; head_kernels::TILE_ROWS]; T] {
         // `sdot` takes signed bytes: 128 is taken from codes of eight bits, and its products are added at the end.
@@ -357,7 +359,7 @@ impl HeadProduct for DotProduct {
                     }
                 }
                 for r in 0..head_kernels::TILE_ROWS {
-                    let codes = head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                    let codes = head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at), ahead);
                     let offset = vdupq_n_u8(offset);
                     let first = vreinterpretq_s8_u8(veorq_u8(codes[0], offset));
                     let second = vreinterpretq_s8_u8(veorq_u8(codes[1], offset));
@@ -385,16 +387,16 @@ impl HeadProduct for DotProduct {
 /// The codes of 16 bytes of a head's row: of columns c.. and of 64 + c..
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn head_bytes<const LOW: bool>(high: *const u8, low: *const u8) -> [uint8x16_t; 2] {
+unsafe fn head_bytes<const LOW: bool>(high: *const u8, low: *const u8, ahead: usize) -> [uint8x16_t; 2] {
     let lower_bits = vdupq_n_u8(0x0F);
     // SAFETY: the caller vouches for 16 bytes of each plane; a prefetch may have any address.
     unsafe {
-        float32x4_t::prefetch(high.wrapping_add(head_kernels::PREFETCH_BYTES));
+        float32x4_t::prefetch(high.wrapping_add(ahead));
         let h = vld1q_u8(high);
         if !LOW {
             return [vandq_u8(h, lower_bits), vshrq_n_u8::<4>(h)];
         }
-        float32x4_t::prefetch(low.wrapping_add(head_kernels::PREFETCH_BYTES));
+        float32x4_t::prefetch(low.wrapping_add(ahead));
         let l = vld1q_u8(low);
         [vbslq_u8(lower_bits, l, vshlq_n_u8::<4>(h)), vbslq_u8(lower_bits, vshrq_n_u8::<4>(l), h)]
     }

@@ -98,7 +98,7 @@ fn element(form: DenseRow, row: &[u8], i: usize) -> f32 {
 }
 
 fn lm_head_dot(rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
-    let HeadRows { high, low, row_bytes } = rows;
+    let HeadRows { high, low, row_bytes, .. } = rows;
     let (n_rows, cols) = (high.len() / row_bytes, 2 * row_bytes);
     for (t, (x_high, x_low)) in x.high.chunks_exact(cols).zip(x.low.chunks_exact(cols)).enumerate() {
         for r in 0..n_rows {

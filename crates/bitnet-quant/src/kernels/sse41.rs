@@ -132,6 +132,7 @@ impl HeadProduct for Madd {
         high: [*const u8; head_kernels::TILE_ROWS],
         low: [*const u8; head_kernels::TILE_ROWS],
         row_bytes: usize,
+        ahead: usize,
         x: [TokenCodes; T],
     ) -> [[f64; head_kernels::TILE_ROWS]; T] {
         let mut acc = [[_mm_setzero_pd(); head_kernels::TILE_ROWS]; T];
@@ -142,7 +143,8 @@ impl HeadProduct for Madd {
                 for r in 0..head_kernels::TILE_ROWS {
                     // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
                     unsafe {
-                        let words = head_words::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at));
+                        let words =
+                            head_words::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at), ahead);
                         for t in 0..T {
                             let x = x[t].wide.add(at / 64 * 128 + at % 64 / 2);
                             for (i, words) in words.into_iter().enumerate() {
@@ -177,14 +179,14 @@ impl HeadProduct for Madd {
 /// The codes of 16 bytes of a head's row: columns c, c + 2 .., then c + 1, c + 3 .., then both of 64 columns later.
 #[inline]
 #[target_feature(enable = "sse4.1,ssse3")]
-unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8) -> [__m128i; 4] {
+unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8, ahead: usize) -> [__m128i; 4] {
     let lower_bits = _mm_set1_epi8(0x0F);
     // SAFETY: the caller vouches for 16 bytes of each plane; a prefetch may have any address.
     let (first, second) = unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(head_kernels::PREFETCH_BYTES).cast());
+        _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(ahead).cast());
         let h = _mm_loadu_si128(high.cast());
         if LOW {
-            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(head_kernels::PREFETCH_BYTES).cast());
+            _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(ahead).cast());
             let l = _mm_loadu_si128(low.cast());
             let h_first = _mm_andnot_si128(lower_bits, _mm_slli_epi16::<4>(h));
             let l_second = _mm_and_si128(lower_bits, _mm_srli_epi16::<4>(l));
