@@ -33,13 +33,13 @@ impl Default for Drafter {
 }
 
 impl Drafter {
-    /// What may follow `tokens`: at most `most` of them, or nothing.
-    pub(crate) fn guess<'t>(&mut self, tokens: &'t [u32], most: usize) -> &'t [u32] {
+    /// What may follow `last`, which follows `tokens`: at most `most` of them, or nothing.
+    pub(crate) fn guess<'t>(&mut self, tokens: &'t [u32], last: u32, most: usize) -> &'t [u32] {
         if self.pause > 0 {
             self.pause -= 1;
             return &[];
         }
-        let drafts = lookup(tokens);
+        let drafts = lookup(tokens, last);
         &drafts[..drafts.len().min(self.n_drafts).min(most)]
     }
 
@@ -56,14 +56,15 @@ impl Drafter {
     }
 }
 
-/// What followed the last [`LOOKUP`] tokens where they stood before, as late as possible.
-fn lookup(tokens: &[u32]) -> &[u32] {
-    let Some(end) = tokens.len().checked_sub(LOOKUP) else { return &[] };
-    let (before, last) = tokens.split_at(end);
-    let start = before.len().saturating_sub(WINDOW);
-    // A match may overlap the last tokens themselves: in a text that repeats one token, the next is guessed, too.
-    let mut places = tokens[start..tokens.len() - 1].windows(LOOKUP);
-    let found = places.rposition(|window| window == last);
+/// What followed `last` and the [`LOOKUP`] - 1 tokens before it where they stood before, as late as possible.
+fn lookup(tokens: &[u32], last: u32) -> &[u32] {
+    let Some(end) = (tokens.len() + 1).checked_sub(LOOKUP) else { return &[] };
+    let before = &tokens[end..];
+    let start = end.saturating_sub(WINDOW);
+    // A match may overlap the last tokens themselves: in a text that repeats one token, the next is guessed, too. Behind
+    // the last place of all there is nothing to guess from.
+    let mut places = tokens[start..tokens.len().saturating_sub(1).max(start)].windows(LOOKUP);
+    let found = places.rposition(|window| window[..LOOKUP - 1] == *before && window[LOOKUP - 1] == last);
     found.map_or(&[], |at| &tokens[start + at + LOOKUP..])
 }
 
@@ -73,35 +74,37 @@ mod tests {
 
     #[test]
     fn what_followed_the_last_time_is_found() {
-        assert_eq!(lookup(&[1, 2, 3, 4, 5, 1, 2, 3]), [4, 5, 1, 2, 3]);
-        assert_eq!(lookup(&[1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3]), [5, 1, 2, 3], "the later of two places");
-        assert_eq!(lookup(&[7, 7, 7, 7]), [7], "a place that overlaps the end");
-        assert_eq!(lookup(&[1, 2, 3]), [0; 0]);
-        assert_eq!(lookup(&[1, 2]), [0; 0]);
-        assert_eq!(lookup(&[1, 2, 4, 1, 2, 3]), [0; 0]);
-        let far: Vec<u32> = [1, 2, 3].into_iter().chain(4..2 * WINDOW as u32).chain([1, 2, 3]).collect();
-        assert_eq!(lookup(&far), [0; 0], "too long ago");
+        assert_eq!(lookup(&[1, 2, 3, 4, 5, 1, 2], 3), [4, 5, 1, 2]);
+        assert_eq!(lookup(&[1, 2, 3, 4, 1, 2, 3, 5, 1, 2], 3), [5, 1, 2], "the later of two places");
+        assert_eq!(lookup(&[7, 7, 7, 7], 7), [7], "a place that overlaps the end");
+        assert_eq!(lookup(&[7, 7, 7], 7), [0; 0], "nothing stands behind it yet");
+        assert_eq!(lookup(&[1, 2], 3), [0; 0]);
+        assert_eq!(lookup(&[1], 2), [0; 0]);
+        assert_eq!(lookup(&[], 1), [0; 0]);
+        assert_eq!(lookup(&[1, 2, 4, 1, 2], 3), [0; 0]);
+        let far: Vec<u32> = [1, 2, 3].into_iter().chain(4..2 * WINDOW as u32).chain([1, 2]).collect();
+        assert_eq!(lookup(&far, 3), [0; 0], "too long ago");
     }
 
     #[test]
     fn wrong_guesses_pause_and_right_ones_grow() {
-        let text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3];
+        let text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2];
         let mut drafter = Drafter::default();
-        assert_eq!(drafter.guess(&text, 99), [4, 5]);
+        assert_eq!(drafter.guess(&text, 3, 99), [4, 5]);
         drafter.learn(2, 2);
-        assert_eq!(drafter.guess(&text, 99), [4, 5, 6, 7]);
-        assert_eq!(drafter.guess(&text, 1), [4]);
+        assert_eq!(drafter.guess(&text, 3, 99), [4, 5, 6, 7]);
+        assert_eq!(drafter.guess(&text, 3, 1), [4]);
         drafter.learn(4, 1);
-        assert_eq!(drafter.guess(&text, 99).len(), 4, "some were right");
+        assert_eq!(drafter.guess(&text, 3, 99).len(), 4, "some were right");
         for pause in [4, 8, 16, 32, 64, 128, 128] {
             drafter.learn(2, 0);
-            let waited = (0..).take_while(|_| drafter.guess(&text, 99).is_empty()).count();
+            let waited = (0..).take_while(|_| drafter.guess(&text, 3, 99).is_empty()).count();
             assert_eq!(waited, pause);
         }
-        assert_eq!(drafter.guess(&text, 99), [4, 5]);
+        assert_eq!(drafter.guess(&text, 3, 99), [4, 5]);
         drafter.learn(2, 2);
         drafter.learn(4, 0);
-        let waited = (0..).take_while(|_| drafter.guess(&text, 99).is_empty()).count();
+        let waited = (0..).take_while(|_| drafter.guess(&text, 3, 99).is_empty()).count();
         assert_eq!(waited, FIRST_PAUSE);
     }
 }

@@ -85,7 +85,6 @@ impl Session {
             ahead: VecDeque::new(),
             error: None,
             drafter: Drafter::default(),
-            context: Vec::new(),
             logprobs: VecDeque::new(),
             finished: None,
             session: self,
@@ -114,8 +113,6 @@ pub struct Generation<'s> {
     /// What comes behind them.
     error: Option<Error>,
     drafter: Drafter,
-    /// Where drafts are looked for.
-    context: Vec<u32>,
     logprobs: VecDeque<TokenLogprobs>,
     finished: Option<FinishReason>,
 }
@@ -190,19 +187,18 @@ impl Generation<'_> {
         let &[last] = &self.pending[..] else {
             return self.session.sample(&self.pending, &mut self.sampler, self.prompt_len);
         };
-        // What follows is looked for behind the last token, which is not in the session yet.
-        self.context.clear();
-        self.context.extend_from_slice(self.session.tokens());
-        self.context.push(last);
-        let room = self.session.max_seq_len() - self.context.len();
+        let room = self.session.max_seq_len() - self.session.tokens().len() - 1;
         let wanted = self.max_tokens - self.n_generated - 1;
         let most = MAX_DRAFTS.min(room).min(wanted).min(self.session.chunk() - 1);
         let most = if self.options.one_by_one { 0 } else { most };
-        let drafts = self.drafter.guess(&self.context, most);
-        if drafts.is_empty() {
+        let guess = self.drafter.guess(self.session.tokens(), last, most);
+        let n_drafts = guess.len();
+        if n_drafts == 0 {
             return self.session.sample(&[last], &mut self.sampler, self.prompt_len);
         }
-        let n_drafts = drafts.len();
+        let mut drafts = [0; MAX_DRAFTS];
+        drafts[..n_drafts].copy_from_slice(guess);
+        let drafts = &drafts[..n_drafts];
         let model = (!self.options.ignore_eos).then(|| self.session.model().clone());
         let ahead = &mut self.ahead;
         let sampled =

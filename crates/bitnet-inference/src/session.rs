@@ -168,7 +168,8 @@ impl Session {
         assert!(drafts.len() <= MAX_DRAFTS && drafts.len() < self.state.chunk);
         let mut tokens = [token; MAX_CHOICES];
         tokens[1..=drafts.len()].copy_from_slice(drafts);
-        let first = self.tokens.len();
+        // Computing drops drafts that were not taken.
+        let first = self.tokens().len();
         let broken = self.chunks(&tokens[..=drafts.len()], |_, _, _| Ok(())).err();
         let n_sound = self.tokens.len() - first;
         if n_sound == 0 {

@@ -46,6 +46,18 @@ fn write_model(path: &Path, seed: u64) {
     synth::write(path, &options, &mut |_| ()).unwrap();
 }
 
+/// A model that is large enough to be made ready in the background: 68 MB of weights in two bits.
+fn large_folder() -> Folder {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    let mut options = tiny("2b-4t", TernaryFormat::I2s(I2sLayout::Block128));
+    let config = &mut options.shape.config;
+    (config.dim, config.ffn_dim, config.n_layers) = (2048, 7680, 5);
+    (config.n_heads, config.n_kv_heads, config.vocab_size) = (32, 8, 1100);
+    synth::write(&model, &options, &mut |_| ()).unwrap();
+    Folder { folder, model }
+}
+
 fn logits(model: &Model) -> Vec<u32> {
     bits(model.session(SessionOptions::default()).unwrap().forward(&TOKENS).unwrap())
 }
@@ -130,6 +142,37 @@ fn a_cache_that_cannot_be_written_is_an_error_only_for_those_who_wait_for_it() {
     };
     let error = Model::open_with(&folder.model, &options, &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("cache"), "{error}");
+}
+
+#[test]
+fn a_first_run_leaves_what_later_runs_read_and_an_abandoned_one_nothing() {
+    let folder = large_folder();
+    let cache = || fs::read_dir(folder.folder.path().join("cache")).map_or(0, |entries| entries.count());
+    let first = folder.open(Some(Layout::Tiles), Preparation::InBackground);
+    let two_bit = first.projection_bytes();
+    drop(first);
+    assert_eq!(cache(), 0, "neither a file nor a part of one");
+
+    let first = folder.open(Some(Layout::Tiles), Preparation::InBackground);
+    let want = logits(&first);
+    let mut seen = 0;
+    first
+        .finish_preparing(&mut |progress| {
+            assert!(progress.done <= progress.total);
+            seen += 1;
+            true
+        })
+        .unwrap();
+    assert_eq!((first.projection_bytes(), folder.cached().len()), (two_bit, 1));
+    let second = folder.open(Some(Layout::Tiles), Preparation::InBackground);
+    assert!(second.projection_bytes() < two_bit, "read from the cache");
+    assert_eq!(logits(&second), want);
+    assert!(seen > 0, "somebody who waits is told how far it is");
+
+    fs::remove_file(folder.cached().remove(0)).unwrap();
+    let third = folder.open(Some(Layout::Tiles), Preparation::InBackground);
+    third.finish_preparing(&mut |_| false).unwrap();
+    assert_eq!(folder.cached(), [] as [&Path; 0], "somebody would not wait");
 }
 
 #[test]

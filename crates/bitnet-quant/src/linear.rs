@@ -16,7 +16,8 @@ use crate::threads::{Disjoint, Threads};
 const PIECE_BYTES: usize = 64 << 10;
 /// Rows of a piece at most, and a multiple of which (but for the last) it has.
 const PIECE_ROWS: usize = 64;
-/// Tokens whose sums are held at a time: a multiple of what register tiles hold, where one instruction set decides.
+/// Tokens whose sums are held at a time: enough that a piece of weights is decoded for many of them, few enough that the
+/// sums stay near.
 const BATCH: usize = 128;
 
 /// Activations of some tokens, quantised to int8 (absmax), in memory that the caller keeps.

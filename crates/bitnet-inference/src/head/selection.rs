@@ -141,3 +141,53 @@ impl HeadState {
 fn kth_highest(scores: &mut [f64], k: usize) -> f64 {
     *scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
+
+#[cfg(test)]
+mod tests {
+    use bitnet_core::memory::HybridMemoryPool;
+    use bitnet_quant::dense::DenseFormat;
+    use bitnet_quant::kernels::Kernels;
+    use bitnet_quant::threads::Threads;
+
+    use super::*;
+    use crate::model::Model;
+    use crate::sampling::SamplingOptions;
+
+    /// Bounds of groups and exact scores of their rows must not count twice: they once pushed the third of three rows out.
+    #[test]
+    fn rows_that_are_computed_early_do_not_count_beside_their_groups() {
+        let model = Model::embedded().unwrap();
+        let (dim, n) = (model.config().dim, model.config().vocab_size);
+        // Two winners and ten rows that only look like them, in groups of their own, and a third winner with a tight bound.
+        let mut logits = vec![-5.0f32; n];
+        let (winners, third) = ([0, 16], 32);
+        let alike: Vec<usize> = (3..13).map(|g| g * GROUP_ROWS).collect();
+        (logits[winners[0]], logits[winners[1]], logits[third]) = (10.0, 9.0, 8.0);
+        alike.iter().for_each(|id| logits[*id] = 1.0);
+        let mut state = HeadState::new(&HybridMemoryPool::new().unwrap(), model.config()).unwrap();
+        for (id, logit) in logits.iter().enumerate() {
+            let loose = if winners.contains(&id) || alike.contains(&id) { 20.0 } else { 0.05 };
+            (state.lower[id], state.upper[id]) = (logit - 0.05, logit + loose);
+        }
+        highest(&state.lower[..n], &mut state.group_lower[..groups(n)]);
+        highest(&state.upper[..n], &mut state.group_upper[..groups(n)]);
+
+        let mut stored = Vec::new();
+        for logit in &logits {
+            let mut row = vec![0.0; dim];
+            row[0] = *logit;
+            DenseFormat::F32.quantize_row(&row, &mut stored).unwrap();
+        }
+        let w = DenseView::new(&stored, n, dim, DenseFormat::F32);
+        let mut x = vec![0.0; dim];
+        x[0] = 1.0;
+        let options = SamplingOptions { top_k: 3, temperature: 1.0, ..Default::default() };
+        let mut sampler = Sampler::new(options, n).unwrap();
+        let need = sampler.need(1).unwrap();
+        sampler.touch(&[], 0, n);
+        let threads = Threads::new(1);
+        let cpu = Cpu { kernels: Kernels::best(), threads: &threads };
+        let computed = state.select(cpu, &w, (0, &x), n, &need, &mut sampler);
+        assert_eq!(computed, Some(winners.len() + alike.len() + 1), "the third winner is among them");
+    }
+}
