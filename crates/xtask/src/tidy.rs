@@ -26,6 +26,9 @@ const LONG_FILES: &[&str] = &["crates/bitnet-quant/src/kernels/"];
 const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-core/src/file/mapping.rs",
     "crates/bitnet-core/src/memory.rs",
+    "crates/bitnet-core/src/memory/large_block.rs",
+    "crates/bitnet-core/src/memory/region.rs",
+    "crates/bitnet-core/src/memory/small_block.rs",
     "crates/bitnet-inference/tests/allocation.rs",
     "crates/bitnet-inference/tests/common/float_mode.rs",
     "crates/bitnet-quant/benches/kernels/cached.rs",
