@@ -80,6 +80,8 @@ impl Default for MemoryPoolConfig {
 pub struct MemoryMetrics {
     /// Bytes out now.
     pub total_allocated: usize,
+    /// Those of them in allocations of 1 MiB and more.
+    pub large_allocated: usize,
     /// The most bytes that were out at one time.
     pub peak_allocated: usize,
     /// Allocations made so far.
@@ -241,6 +243,7 @@ impl HybridMemoryPool {
         let (mapped, books) = cpu.large.mapped_and_bookkeeping();
         MemoryMetrics {
             total_allocated: cpu.total.load(Ordering::Relaxed),
+            large_allocated: cpu.large_out.bytes.load(Ordering::Relaxed),
             peak_allocated: cpu.peak.load(Ordering::Relaxed),
             allocation_count: n_small_allocated + cpu.n_large_allocated.load(Ordering::Relaxed),
             deallocation_count: n_small_freed + cpu.n_large_freed.load(Ordering::Relaxed),

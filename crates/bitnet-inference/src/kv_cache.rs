@@ -185,7 +185,8 @@ impl KvCache {
         let mut rows = Rows::new(pool, self.n_layers * self.layer_rows, self.heads.head_dim, self.dtype)?;
         let used = self.used_rows(*len);
         let n_rows: usize = used.iter().map(Range::len).sum();
-        for (part, (bytes, row_bytes, element_bytes)) in parts.iter().zip(rows.parts_mut(self.heads.head_dim)) {
+        for (part, (bytes, row_bytes, element_bytes)) in parts.iter().zip(rows.parts_mut(self.heads.head_dim))
+        {
             let mut unpacked = vec![0; n_rows * row_bytes];
             decompress(part, element_bytes, &mut unpacked);
             let mut rest = unpacked.as_slice();

@@ -132,7 +132,7 @@ impl Model {
         let Prepared { weights, head, unprepared } = prepared?;
         refuse_unused(source)?;
         // Building a large vocabulary leaves tens of megabytes behind, and converting weights leaves what they were.
-        pool.cleanup(CleanupStrategy::Idle);
+        pool.cleanup(CleanupStrategy::Compaction);
         release_freed_memory();
         let weights = Arc::new(weights);
         Ok(Model {
