@@ -354,7 +354,7 @@ impl HybridMemoryPool {
         let handle =
             MemoryHandle { start, size, block, touched, device: *device, pool: shared.clone(), tracked };
         // Last, so that a callback that panics leaves nothing behind.
-        shared.pressure.iter().for_each(|pressure| pressure.observe(total));
+        shared.observe_pressure();
         Ok(handle)
     }
 }
@@ -414,10 +414,10 @@ impl DevicePool {
         Ok(total)
     }
 
-    /// Counts `size` bytes as back: how many are out then.
-    fn unreserve(&self, size: usize) -> usize {
+    /// Counts `size` bytes as back.
+    fn unreserve(&self, size: usize) {
         self.out(size).bytes.fetch_sub(size, Ordering::Relaxed);
-        self.total.fetch_sub(size, Ordering::Relaxed) - size
+        self.total.fetch_sub(size, Ordering::Relaxed);
     }
 
     /// A block, and whether it may hold something else than zeros.
@@ -451,6 +451,10 @@ impl DevicePool {
 }
 
 impl Shared {
+    fn observe_pressure(&self) {
+        self.pressure.iter().for_each(|pressure| pressure.observe(|| self.cpu.total.load(Ordering::Relaxed)));
+    }
+
     fn clean(&self, strategy: CleanupStrategy) -> CleanupReport {
         let started = Instant::now();
         let deadline = started + self.cleanup.max_cleanup_time;
@@ -536,8 +540,8 @@ impl Drop for MemoryHandle {
             tracker.freed(tracked, self.size);
         }
         pool.cpu.free(self.block, self.touched);
-        let total = pool.cpu.unreserve(self.size);
-        pool.pressure.iter().for_each(|pressure| pressure.observe(total));
+        pool.cpu.unreserve(self.size);
+        pool.observe_pressure();
     }
 }
 

@@ -169,12 +169,12 @@ fn an_idle_session_is_compressed_by_itself() {
     });
     let mut idle = session(&model, KV_DTYPES[1], 16);
     let mut other = session(&embedded_in(MemoryPoolConfig::default()), KV_DTYPES[1], 16);
-    let full = idle.kv_pool_bytes();
+    let full = Session::kv_cache_bytes(model.config(), idle.max_seq_len(), KV_DTYPES[1]);
     for session in [&mut idle, &mut other] {
         session.extend(&prompt(40)).unwrap();
     }
     let until = Instant::now() + Duration::from_secs(20);
-    while idle.kv_pool_bytes() == full && Instant::now() < until {
+    while idle.kv_pool_bytes() >= full / 10 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(idle.kv_pool_bytes() < full / 10);

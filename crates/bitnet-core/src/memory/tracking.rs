@@ -91,6 +91,14 @@ pub enum MemoryPressureLevel {
     Critical,
 }
 
+const LEVELS: [MemoryPressureLevel; 5] = [
+    MemoryPressureLevel::None,
+    MemoryPressureLevel::Low,
+    MemoryPressureLevel::Medium,
+    MemoryPressureLevel::High,
+    MemoryPressureLevel::Critical,
+];
+
 type Callback = Arc<dyn Fn(MemoryPressureLevel) + Send + Sync>;
 
 /// The levels of pressure of one pool.
@@ -123,23 +131,29 @@ impl Pressure {
     }
 
     pub(super) fn level(&self) -> MemoryPressureLevel {
-        use MemoryPressureLevel::{Critical, High, Low, Medium, None};
-        [None, Low, Medium, High, Critical][self.level.load(Ordering::Relaxed)]
+        LEVELS[self.level.load(Ordering::Relaxed)]
     }
 
     pub(super) fn register(&self, callback: Box<dyn Fn(MemoryPressureLevel) + Send + Sync>) {
         lock(&self.callbacks).push(callback.into());
     }
 
-    /// Takes note that `total` bytes are out.
-    pub(super) fn observe(&self, total: usize) {
-        let level = self.from.iter().filter(|from| total >= **from).count();
-        if self.level.load(Ordering::Relaxed) == level || self.level.swap(level, Ordering::Relaxed) == level {
-            return;
+    /// Takes note that another number of bytes is out, which `total` tells.
+    pub(super) fn observe(&self, total: impl Fn() -> usize) {
+        loop {
+            let level = self.level_of(total());
+            if self.level.load(Ordering::Relaxed) == level || self.level.swap(level, Ordering::Relaxed) == level {
+                return;
+            }
+            // A callback may use the pool, and register others: nothing is locked meanwhile.
+            let callbacks = lock(&self.callbacks).clone();
+            callbacks.iter().for_each(|callback| callback(LEVELS[level]));
+            // Another thread may have looked later and written earlier: the level must be that of the last look.
         }
-        // A callback may use the pool, and register others: nothing is locked meanwhile.
-        let callbacks = lock(&self.callbacks).clone();
-        callbacks.iter().for_each(|callback| callback(self.level()));
+    }
+
+    fn level_of(&self, total: usize) -> usize {
+        self.from.iter().filter(|from| total >= **from).count()
     }
 }
 
