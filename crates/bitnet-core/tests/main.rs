@@ -4,3 +4,4 @@
 
 mod memory;
 mod memory_rss;
+mod samples_memory;

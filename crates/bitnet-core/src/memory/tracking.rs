@@ -142,7 +142,9 @@ impl Pressure {
     pub(super) fn observe(&self, total: impl Fn() -> usize) {
         loop {
             let level = self.level_of(total());
-            if self.level.load(Ordering::Relaxed) == level || self.level.swap(level, Ordering::Relaxed) == level {
+            if self.level.load(Ordering::Relaxed) == level
+                || self.level.swap(level, Ordering::Relaxed) == level
+            {
                 return;
             }
             // A callback may use the pool, and register others: nothing is locked meanwhile.
