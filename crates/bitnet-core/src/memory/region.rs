@@ -50,15 +50,13 @@ impl Mapped {
         assert!(range.end <= self.len);
         // Other systems keep the old bytes for a while, and Miri has no such call.
         #[cfg(all(target_os = "linux", not(miri)))]
-        {
+        // SAFETY: the caller's contract; the mapping is private and anonymous, so that its pages come back zeroed.
+        let discarded = unsafe {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the caller's contract; the mapping is private and anonymous, so that its pages come back zeroed.
-            return unsafe {
-                self.map.unchecked_advise_range(advice, self.offset + range.start, range.len())
-            }
-            .is_ok();
-        }
+            self.map.unchecked_advise_range(advice, self.offset + range.start, range.len()).is_ok()
+        };
         #[cfg(not(all(target_os = "linux", not(miri))))]
-        false
+        let discarded = false;
+        discarded
     }
 }
