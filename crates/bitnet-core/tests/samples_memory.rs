@@ -22,6 +22,7 @@ fn basic_memory_pool_usage() -> SampleResult {
 }
 
 #[test]
+#[expect(clippy::field_reassign_with_default, reason = "the sample has it so")]
 fn advanced_memory_tracking() -> SampleResult {
     let mut config = MemoryPoolConfig::default();
     config.enable_advanced_tracking = true;

@@ -32,6 +32,7 @@ pub(crate) struct KvCache {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a session")]
 enum Stored {
     Rows(Rows),
     /// Of each buffer of [`Rows`] what `len` tokens take, compressed.
