@@ -146,6 +146,14 @@ pub enum Error {
         /// Which limit was met.
         reason: &'static str,
     },
+    /// A field of a pool's configuration has a value that makes no sense.
+    #[error("{field} of the memory pool must be {must}")]
+    PoolConfig {
+        /// The field.
+        field: &'static str,
+        /// The values that make sense, as the rest of the sentence.
+        must: &'static str,
+    },
     /// A handle was given back that the pool does not hold.
     #[error("this memory handle does not belong to the pool it was returned to")]
     ForeignHandle,

@@ -1,25 +1,78 @@
-//! The memory pool: where weights that had to be converted, KV caches and activations live.
+//! The memory pool: where weights that had to be converted, KV caches, activations and tensors live.
 //!
-//! Memory is handed out as handles, zeroed, and comes back when a handle is dropped. The pool counts what is out and
-//! what the most was, and keeps to a cap if it is given one.
+//! Memory is handed out as handles, zeroed, and comes back when a handle is dropped. Blocks below 1 MiB come from slabs
+//! with a cache for each thread (`small_block`), larger ones from a buddy allocator (`large_block`); the slabs
+//! are large blocks themselves. What nobody has written is zero still, and is handed out again as it is.
+//!
+//! A pool counts what is out and keeps to its caps. On request it watches more closely (`tracking`), and gives
+//! back to the system what is free (`cleanup`).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+mod cleanup;
+pub mod compression;
+mod large_block;
+mod region;
+mod small_block;
+mod tracking;
+
+use std::panic::Location;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 use crate::{Device, Error, Result};
 
+pub use cleanup::{CleanupConfig, CleanupReport, CleanupStrategy, Reclaim};
+use large_block::{LargeBlock, LargeBlocks};
+use small_block::{GRAIN, LARGE, SmallBlock, SmallBlocks};
+pub use tracking::patterns::{AllocationPattern, PatternKind};
+pub use tracking::{
+    DetailedMemoryMetrics, Leak, LeakReport, MemoryPressureLevel, OriginProfile, SizeUse, TimelinePoint,
+    TrackingConfig, TrackingLevel,
+};
+use tracking::{Pressure, Tracked, Tracker};
+
 /// The alignment of typed buffers: a cache line, and the widest vector register.
-pub const ALIGNMENT: usize = 64;
+pub const ALIGNMENT: usize = GRAIN;
 
 /// How a pool behaves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryPoolConfig {
-    /// The most bytes that may be out at one time; unlimited when absent.
-    pub max_bytes: Option<usize>,
+    /// Bytes of address space for small blocks that are mapped when the pool is made, and stay mapped.
+    pub initial_small_pool_size: usize,
+    /// The most bytes that may be out at one time in allocations below 1 MiB.
+    pub max_small_pool_size: usize,
+    /// Bytes of address space for large blocks that are mapped when the pool is made, and stay mapped.
+    pub initial_large_pool_size: usize,
+    /// The most bytes that may be out at one time in allocations of 1 MiB and more.
+    pub max_large_pool_size: usize,
+    /// Whether the pool watches its allocations as `tracking_config` says.
+    pub enable_advanced_tracking: bool,
+    /// What is watched; [`TrackingConfig::default`] when absent.
+    pub tracking_config: Option<TrackingConfig>,
+    /// Whether the pool cleans up by itself as `cleanup_config` says: a thread does it when the pool is idle, and
+    /// whoever allocates when memory gets short.
+    pub enable_automatic_cleanup: bool,
+    /// How the pool is cleaned up; [`CleanupConfig::default`] when absent.
+    pub cleanup_config: Option<CleanupConfig>,
+}
+
+impl Default for MemoryPoolConfig {
+    /// No caps, nothing mapped beforehand, no tracking and no cleanup that nobody asked for.
+    fn default() -> Self {
+        MemoryPoolConfig {
+            initial_small_pool_size: 0,
+            max_small_pool_size: usize::MAX,
+            initial_large_pool_size: 0,
+            max_large_pool_size: usize::MAX,
+            enable_advanced_tracking: false,
+            tracking_config: None,
+            enable_automatic_cleanup: false,
+            cleanup_config: None,
+        }
+    }
 }
 
 /// What a pool has given out.
@@ -27,12 +80,20 @@ pub struct MemoryPoolConfig {
 pub struct MemoryMetrics {
     /// Bytes out now.
     pub total_allocated: usize,
+    /// Those of them in allocations of 1 MiB and more.
+    pub large_allocated: usize,
     /// The most bytes that were out at one time.
     pub peak_allocated: usize,
     /// Allocations made so far.
     pub allocation_count: usize,
     /// Allocations given back so far.
     pub deallocation_count: usize,
+    /// Bytes of address space that the pool has from the system.
+    pub mapped: usize,
+    /// Free bytes of large blocks that have memory all the same, for whoever comes next.
+    pub retained: usize,
+    /// Bytes that it takes to keep the books, beside the memory itself.
+    pub bookkeeping: usize,
 }
 
 /// A memory pool. Clones share it.
@@ -41,50 +102,118 @@ pub struct HybridMemoryPool {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    config: MemoryPoolConfig,
-    allocated: AtomicUsize,
+    cpu: DevicePool,
+    tracker: Option<Tracker>,
+    pressure: Option<Pressure>,
+    cleanup: CleanupConfig,
+    /// Bytes out from which on allocations clean up first; unreachable unless that is configured.
+    cleanup_from: usize,
+    cleans_up: bool,
+    reclaimers: Mutex<Vec<Weak<dyn Reclaim>>>,
+    /// Dropped with the pool, which ends the thread that cleans up.
+    _ends_cleanup: Option<std::sync::mpsc::Sender<()>>,
+}
+
+/// The memory of one device, with its counts.
+#[derive(Debug)]
+struct DevicePool {
+    small: SmallBlocks,
+    large: LargeBlocks,
+    total: AtomicUsize,
     peak: AtomicUsize,
-    allocations: AtomicUsize,
-    deallocations: AtomicUsize,
+    small_out: Out,
+    large_out: Out,
+    n_large_allocated: AtomicUsize,
+    n_large_freed: AtomicUsize,
+}
+
+/// Bytes of one kind of block that are out, and the most that may be.
+#[derive(Debug)]
+struct Out {
+    bytes: AtomicUsize,
+    cap: usize,
+    /// Without a cap, small blocks are counted in the total only: another atomic addition is a tenth of their time.
+    counts: bool,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Block {
+    Small(SmallBlock),
+    Large(LargeBlock),
 }
 
 impl HybridMemoryPool {
-    /// A pool without a cap.
+    /// A pool without caps.
     pub fn new() -> Result<Self> {
         Self::with_config(MemoryPoolConfig::default())
     }
 
     /// A pool that behaves as `config` says.
     pub fn with_config(config: MemoryPoolConfig) -> Result<Self> {
-        Ok(HybridMemoryPool { shared: Arc::new(Shared { config, ..Shared::default() }) })
+        let tracking = config.enable_advanced_tracking.then(|| config.tracking_config.unwrap_or_default());
+        let cleanup = config.cleanup_config.unwrap_or_default();
+        tracking.iter().try_for_each(TrackingConfig::check)?;
+        cleanup.check()?;
+        let limit = match config.max_small_pool_size.checked_add(config.max_large_pool_size) {
+            Some(limit) => limit,
+            // Only who watches pressure needs to know how much memory there is.
+            None if tracking.is_some() || config.enable_automatic_cleanup => physical_memory(),
+            None => usize::MAX,
+        };
+        let initial = config.initial_small_pool_size.saturating_add(config.initial_large_pool_size);
+        let large = LargeBlocks::new(initial)
+            .ok_or(Error::OutOfMemory { requested: initial, reason: "the system has no more" })?;
+        let cleanup_from = match config.enable_automatic_cleanup {
+            true => (limit as f64 * cleanup.pressure_cleanup_threshold) as usize,
+            false => usize::MAX,
+        };
+        let (ends_cleanup, end) = std::sync::mpsc::channel();
+        let shared = Arc::new(Shared {
+            cpu: DevicePool {
+                small: SmallBlocks::new(),
+                large,
+                total: AtomicUsize::new(0),
+                peak: AtomicUsize::new(0),
+                small_out: Out::small(config.max_small_pool_size),
+                large_out: Out::large(config.max_large_pool_size),
+                n_large_allocated: AtomicUsize::new(0),
+                n_large_freed: AtomicUsize::new(0),
+            },
+            pressure: tracking.as_ref().and_then(|tracking| Pressure::new(tracking, limit)),
+            tracker: tracking.and_then(Tracker::new),
+            cleanup,
+            cleanup_from,
+            cleans_up: config.enable_automatic_cleanup,
+            reclaimers: Mutex::new(Vec::new()),
+            _ends_cleanup: config.enable_automatic_cleanup.then_some(ends_cleanup),
+        });
+        if config.enable_automatic_cleanup {
+            cleanup::start(Arc::downgrade(&shared), end)?;
+        }
+        Ok(HybridMemoryPool { shared })
     }
 
     /// `size` zeroed bytes on `device`, aligned to `alignment`, a power of two.
     ///
-    /// Large blocks come from the system untouched: they cost memory only as they are used.
+    /// Large blocks cost memory only as they are written.
+    #[track_caller]
     pub fn allocate(&self, size: usize, alignment: usize, device: &Device) -> Result<MemoryHandle> {
-        device.check()?;
-        let out_of_memory = |reason| Error::OutOfMemory { requested: size, reason };
-        let impossible = || out_of_memory("the size or the alignment is not one that memory can have");
-        if !alignment.is_power_of_two() {
-            return Err(impossible());
-        }
-        // Aligned here, not by the allocator: asked for an alignment, it would write the zeros itself, and so touch
-        // every page of a cache that may never be used.
-        let padded = size.max(1).checked_add(alignment - 1).ok_or_else(impossible)?;
-        let layout = Layout::from_size_align(padded, 1).map_err(|_| impossible())?;
-        self.shared.reserve(size).map_err(out_of_memory)?;
-        // SAFETY: the layout's size is at least 1.
-        let Some(block) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            self.shared.allocated.fetch_sub(size, Ordering::Relaxed);
-            return Err(out_of_memory("the system has no more"));
-        };
-        // SAFETY: at most `alignment - 1` bytes, by which the block is longer than `size`.
-        let start = unsafe { block.add(block.align_offset(alignment)) };
-        self.shared.allocations.fetch_add(1, Ordering::Relaxed);
-        Ok(MemoryHandle { start, size, block, layout, device: *device, pool: self.shared.clone() })
+        self.handle(size, alignment, device, true, Location::caller())
+    }
+
+    /// As [`HybridMemoryPool::allocate`], for memory that is going to be written from end to end: it holds whatever it
+    /// held last, which saves writing zeros.
+    #[track_caller]
+    pub fn allocate_for_overwrite(
+        &self,
+        size: usize,
+        alignment: usize,
+        device: &Device,
+    ) -> Result<MemoryHandle> {
+        self.handle(size, alignment, device, false, Location::caller())
     }
 
     /// Gives memory back; dropping the handle does the same without the check.
@@ -93,36 +222,270 @@ impl HybridMemoryPool {
     }
 
     /// `n` zeroed elements in main memory.
+    #[track_caller]
     pub fn buffer<T: Pod>(&self, n: usize) -> Result<Buffer<T>> {
         let overflow = Error::OutOfMemory { requested: usize::MAX, reason: "the size overflows" };
         let size = n.checked_mul(size_of::<T>()).ok_or(overflow)?;
         Ok(Buffer {
-            handle: self.allocate(size, ALIGNMENT, &Device::Cpu)?,
+            handle: self.handle(size, ALIGNMENT, &Device::Cpu, true, Location::caller())?,
             element: std::marker::PhantomData,
         })
     }
 
     /// What the pool has given out.
     pub fn get_metrics(&self) -> MemoryMetrics {
+        let cpu = &self.shared.cpu;
+        let (n_small_allocated, n_small_freed) = cpu.small.counts();
+        let (mapped, books) = cpu.large.mapped_and_bookkeeping();
         MemoryMetrics {
-            total_allocated: self.shared.allocated.load(Ordering::Relaxed),
-            peak_allocated: self.shared.peak.load(Ordering::Relaxed),
-            allocation_count: self.shared.allocations.load(Ordering::Relaxed),
-            deallocation_count: self.shared.deallocations.load(Ordering::Relaxed),
+            total_allocated: cpu.total.load(Ordering::Relaxed),
+            large_allocated: cpu.large_out.bytes.load(Ordering::Relaxed),
+            peak_allocated: cpu.peak.load(Ordering::Relaxed),
+            allocation_count: n_small_allocated + cpu.n_large_allocated.load(Ordering::Relaxed),
+            deallocation_count: n_small_freed + cpu.n_large_freed.load(Ordering::Relaxed),
+            mapped,
+            retained: cpu.large.dirty_bytes(),
+            bookkeeping: books + cpu.small.bookkeeping(),
+        }
+    }
+
+    /// What tracking has found; `None` when the pool does not track.
+    pub fn get_detailed_metrics(&self) -> Option<DetailedMemoryMetrics> {
+        let tracker = self.shared.tracker.as_ref()?;
+        let level = self.shared.pressure.as_ref().map_or(MemoryPressureLevel::None, Pressure::level);
+        Some(tracker.metrics(level, self.shared.cpu.large.fragmentation()))
+    }
+
+    /// Calls `callback` with every new level of pressure, on the thread whose allocation or deallocation changed it.
+    /// False, and no call ever, when the pool does not watch its pressure.
+    pub fn register_pressure_callback(
+        &self,
+        callback: Box<dyn Fn(MemoryPressureLevel) + Send + Sync>,
+    ) -> bool {
+        self.shared.pressure.as_ref().is_some_and(|pressure| {
+            pressure.register(callback);
+            true
+        })
+    }
+
+    /// What has been out for longer than the configured interval, the longest first; `None` when leaks are not watched.
+    pub fn leak_report(&self) -> Option<LeakReport> {
+        self.shared.tracker.as_ref()?.leaks()
+    }
+
+    /// How much was out over time; `None` below [`TrackingLevel::Standard`].
+    pub fn timeline(&self) -> Option<Vec<TimelinePoint>> {
+        self.shared.tracker.as_ref()?.timeline()
+    }
+
+    /// What the latest allocations have in common; `None` below [`TrackingLevel::Standard`].
+    pub fn patterns(&self) -> Option<Vec<AllocationPattern>> {
+        self.shared.tracker.as_ref()?.patterns()
+    }
+
+    /// Where memory was asked for, the most bytes first; `None` below [`TrackingLevel::Detailed`].
+    pub fn profile(&self) -> Option<Vec<OriginProfile>> {
+        self.shared.tracker.as_ref()?.profile()
+    }
+
+    /// Gives free memory back to the system; memory that is out is not touched.
+    pub fn cleanup(&self, strategy: CleanupStrategy) -> CleanupReport {
+        self.shared.clean(strategy)
+    }
+
+    /// [`HybridMemoryPool::cleanup`] of one device's memory.
+    pub fn cleanup_device(&self, device: &Device, strategy: CleanupStrategy) -> Result<CleanupReport> {
+        check_device(device)?;
+        Ok(self.shared.clean(strategy))
+    }
+
+    /// Has cleanups ask `reclaimer` for memory, as long as it lives.
+    pub fn register_reclaimer(&self, reclaimer: Weak<dyn Reclaim>) {
+        let mut reclaimers = lock(&self.shared.reclaimers);
+        reclaimers.retain(|known| known.strong_count() > 0);
+        reclaimers.push(reclaimer);
+    }
+
+    fn handle(
+        &self,
+        size: usize,
+        alignment: usize,
+        device: &Device,
+        zeroed: bool,
+        origin: &'static Location<'static>,
+    ) -> Result<MemoryHandle> {
+        check_device(device)?;
+        let shared = &self.shared;
+        let cpu = &shared.cpu;
+        let out_of_memory = |reason| Error::OutOfMemory { requested: size, reason };
+        // Blocks are aligned to a grain, large ones to a page; within a longer one, any alignment can be had.
+        let native = if size < LARGE { GRAIN } else { region::PAGE };
+        let padded = match alignment.is_power_of_two() {
+            true => {
+                size.checked_add(alignment.saturating_sub(native)).filter(|size| *size <= isize::MAX as usize)
+            }
+            false => None,
+        }
+        .ok_or_else(|| out_of_memory("the size or the alignment is not one that memory can have"))?;
+
+        let reserve = || cpu.reserve(size).map_err(out_of_memory);
+        let total = match reserve() {
+            Err(_) if shared.cleans_up && shared.reclaim(Duration::ZERO) > 0 => reserve()?,
+            result => result?,
+        };
+        if total >= shared.cleanup_from && total - size < shared.cleanup_from {
+            shared.clean(CleanupStrategy::Pressure);
+        }
+        let Some((block, touched)) = cpu.block(padded, zeroed) else {
+            cpu.unreserve(size);
+            return Err(out_of_memory("the system has no more"));
+        };
+        let start = block.start();
+        // SAFETY: at most as many bytes as the block is longer than `size`.
+        let start = unsafe { start.add(start.align_offset(alignment)) };
+        let tracked = shared
+            .tracker
+            .as_ref()
+            .map(|tracker| tracker.allocated(size, *device, origin, || (total, cpu.large.fragmentation())));
+        let handle =
+            MemoryHandle { start, size, block, touched, device: *device, pool: shared.clone(), tracked };
+        // Last, so that a callback that panics leaves nothing behind.
+        shared.observe_pressure();
+        Ok(handle)
+    }
+}
+
+/// Other devices' memory is their back ends' to give.
+fn check_device(device: &Device) -> Result<()> {
+    device.check()?;
+    match device {
+        Device::Cpu => Ok(()),
+        other => {
+            Err(Error::Unavailable { reason: format!("the pool has no {other} memory; allocate on the CPU") })
+        }
+    }
+}
+
+fn physical_memory() -> usize {
+    let bytes = crate::device::CpuCapabilities::detect().memory_bytes;
+    bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
+}
+
+impl Block {
+    fn start(self) -> NonNull<u8> {
+        match self {
+            Block::Small(block) => block.start,
+            Block::Large(block) => block.start,
+        }
+    }
+}
+
+impl Out {
+    fn small(cap: usize) -> Self {
+        let reason = "the pool's cap on small blocks would be exceeded";
+        Out { bytes: AtomicUsize::new(0), cap, counts: cap < usize::MAX, reason }
+    }
+
+    fn large(cap: usize) -> Self {
+        let reason = "the pool's cap on large blocks would be exceeded";
+        Out { bytes: AtomicUsize::new(0), cap, counts: true, reason }
+    }
+
+    fn reserve(&self, size: usize) -> std::result::Result<(), &'static str> {
+        if !self.counts {
+            return Ok(());
+        }
+        if self.cap == usize::MAX {
+            self.bytes.fetch_add(size, Ordering::Relaxed);
+            return Ok(());
+        }
+        let grow = |out: usize| out.checked_add(size).filter(|out| *out <= self.cap);
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).map(drop).map_err(|_| self.reason)
+    }
+}
+
+impl DevicePool {
+    fn out(&self, size: usize) -> &Out {
+        if size < LARGE { &self.small_out } else { &self.large_out }
+    }
+
+    /// Counts `size` bytes as out: how many are then.
+    fn reserve(&self, size: usize) -> std::result::Result<usize, &'static str> {
+        self.out(size).reserve(size)?;
+        let total = self.total.fetch_add(size, Ordering::Relaxed) + size;
+        if total > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(total, Ordering::Relaxed);
+        }
+        Ok(total)
+    }
+
+    /// Counts `size` bytes as back.
+    fn unreserve(&self, size: usize) {
+        let out = self.out(size);
+        if out.counts {
+            out.bytes.fetch_sub(size, Ordering::Relaxed);
+        }
+        self.total.fetch_sub(size, Ordering::Relaxed);
+    }
+
+    /// A block, and whether it may hold something else than zeros.
+    fn block(&self, size: usize, zeroed: bool) -> Option<(Block, bool)> {
+        if size >= LARGE {
+            let (block, dirty) = self.large.allocate(size, zeroed)?;
+            self.n_large_allocated.fetch_add(1, Ordering::Relaxed);
+            return Some((Block::Large(block), dirty));
+        }
+        let mut block = self.small.allocate(size, &self.large)?;
+        if block.dirty && zeroed {
+            // SAFETY: all of a block that nobody else has.
+            unsafe { block.start.write_bytes(0, block.len()) };
+            block.dirty = false;
+        }
+        Some((Block::Small(block), block.dirty))
+    }
+
+    fn free(&self, block: Block, dirty: bool) {
+        match block {
+            Block::Small(mut block) => {
+                block.dirty = dirty;
+                self.small.free(block, &self.large);
+            }
+            Block::Large(block) => {
+                self.large.free(block, dirty);
+                self.n_large_freed.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
 
 impl Shared {
-    fn reserve(&self, size: usize) -> std::result::Result<(), &'static str> {
-        let cap = self.config.max_bytes.unwrap_or(usize::MAX);
-        let grow = |allocated: usize| allocated.checked_add(size).filter(|total| *total <= cap);
-        let before = self
-            .allocated
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow)
-            .map_err(|_| "the pool's cap would be exceeded")?;
-        self.peak.fetch_max(before + size, Ordering::Relaxed);
-        Ok(())
+    fn observe_pressure(&self) {
+        self.pressure.iter().for_each(|pressure| pressure.observe(|| self.cpu.total.load(Ordering::Relaxed)));
+    }
+
+    fn clean(&self, strategy: CleanupStrategy) -> CleanupReport {
+        let started = Instant::now();
+        let deadline = started + self.cleanup.max_cleanup_time;
+        // Before the pool's own memory: what is given back here is free then.
+        let reclaimed = strategy.reclaims(&self.cleanup).map_or(0, |idle_for| self.reclaim(idle_for));
+        let min_age = strategy.min_age();
+        let in_slabs = self.cpu.small.clean(min_age, &self.cpu.large, deadline);
+        let freed = self.cpu.large.clean(min_age, strategy == CleanupStrategy::Compaction, deadline);
+        CleanupReport {
+            strategy,
+            bytes_discarded: in_slabs + freed.discarded,
+            bytes_unmapped: freed.unmapped,
+            bytes_reclaimed: reclaimed,
+            duration: started.elapsed(),
+            finished: Instant::now() < deadline,
+        }
+    }
+
+    /// Asks all reclaimers for what has not been used for so long: how many bytes they gave.
+    fn reclaim(&self, idle_for: Duration) -> usize {
+        // They allocate, which may come back here: nothing is locked meanwhile.
+        let reclaimers: Vec<_> = lock(&self.reclaimers).iter().filter_map(Weak::upgrade).collect();
+        reclaimers.iter().map(|reclaimer| reclaimer.reclaim(idle_for)).sum()
     }
 }
 
@@ -140,10 +503,12 @@ pub fn release_freed_memory() {
 pub struct MemoryHandle {
     start: NonNull<u8>,
     size: usize,
-    block: NonNull<u8>,
-    layout: Layout,
+    block: Block,
+    /// Whether the block may hold something else than zeros.
+    touched: bool,
     device: Device,
     pool: Arc<Shared>,
+    tracked: Option<Tracked>,
 }
 
 // SAFETY: the handle is the only owner of its memory, like a `Box<[u8]>`.
@@ -164,12 +529,13 @@ impl MemoryHandle {
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: `size` bytes from `start` lie in the block, which was allocated, zeroed, and is owned by this handle.
+        // SAFETY: `size` bytes from `start` lie in the block, whose bytes the system zeroed once, and which this handle owns.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size) }
     }
 
-    /// The bytes, to be written.
+    /// The bytes, to be written: there is no other way to write them, or zeros that are handed out again might be none.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.touched = true;
         // SAFETY: as above, and the handle is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size) }
     }
@@ -177,10 +543,13 @@ impl MemoryHandle {
 
 impl Drop for MemoryHandle {
     fn drop(&mut self) {
-        // SAFETY: allocated in `allocate` with this layout, and dropped once.
-        unsafe { dealloc(self.block.as_ptr(), self.layout) };
-        self.pool.allocated.fetch_sub(self.size, Ordering::Relaxed);
-        self.pool.deallocations.fetch_add(1, Ordering::Relaxed);
+        let pool = &self.pool;
+        if let (Some(tracker), Some(tracked)) = (&pool.tracker, self.tracked) {
+            tracker.freed(tracked, self.size);
+        }
+        pool.cpu.free(self.block, self.touched);
+        pool.cpu.unreserve(self.size);
+        pool.observe_pressure();
     }
 }
 
@@ -202,46 +571,5 @@ impl<T: Pod> std::ops::Deref for Buffer<T> {
 impl<T: Pod> std::ops::DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(self.handle.as_mut_slice())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_byte_is_counted_and_comes_back() {
-        let pool = HybridMemoryPool::new().unwrap();
-        let a = pool.allocate(1000, 64, &Device::Cpu).unwrap();
-        assert!(a.as_slice().iter().all(|b| *b == 0) && a.as_slice().as_ptr().addr().is_multiple_of(64));
-        let mut b = pool.buffer::<f32>(10).unwrap();
-        b[9] = 1.5;
-        assert_eq!(pool.get_metrics().total_allocated, 1040);
-        pool.deallocate(a).unwrap();
-        drop(b);
-        let metrics = pool.get_metrics();
-        assert_eq!((metrics.total_allocated, metrics.peak_allocated), (0, 1040));
-        assert_eq!((metrics.allocation_count, metrics.deallocation_count), (2, 2));
-    }
-
-    #[test]
-    fn a_cap_and_impossible_sizes_are_errors_that_leave_the_count_alone() {
-        let pool = HybridMemoryPool::with_config(MemoryPoolConfig { max_bytes: Some(100) }).unwrap();
-        let kept = pool.allocate(60, 8, &Device::Cpu).unwrap();
-        assert!(matches!(pool.allocate(41, 8, &Device::Cpu), Err(Error::OutOfMemory { requested: 41, .. })));
-        assert!(matches!(pool.allocate(8, 3, &Device::Cpu), Err(Error::OutOfMemory { .. })));
-        assert!(matches!(pool.allocate(8, 8, &Device::Cuda), Err(Error::NotCompiled { .. })));
-        assert!(pool.buffer::<f32>(usize::MAX / 2).is_err());
-        assert!(pool.allocate(40, 8, &Device::Cpu).is_ok());
-        drop(kept);
-        assert_eq!(pool.get_metrics().total_allocated, 0);
-    }
-
-    #[test]
-    fn a_handle_of_another_pool_is_refused() {
-        let (a, b) = (HybridMemoryPool::new().unwrap(), HybridMemoryPool::new().unwrap());
-        let handle = a.allocate(8, 8, &Device::Cpu).unwrap();
-        assert!(matches!(b.deallocate(handle), Err(Error::ForeignHandle)));
-        assert_eq!(a.get_metrics().total_allocated, 0);
     }
 }

@@ -1,11 +1,15 @@
 //! The keys and values of the tokens so far, in pool memory.
 
+use std::ops::Range;
+
+use bitnet_core::memory::compression::{compress, decompress};
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
 use bitnet_core::{BitNetDType, Error as CoreError};
 use bitnet_quant::attention::Heads;
 use bitnet_quant::kernels::{KvRows, KvRowsMut, store_tokens};
 use bitnet_quant::reduce::SOFTMAX_CHUNK;
 use bitnet_quant::ternary::NON_FINITE;
+use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::Result;
 use crate::ops::Cpu;
@@ -16,13 +20,26 @@ const BEYOND_F16: u32 = 65520f32.to_bits();
 /// The cache of one session. Memory for the whole context is reserved at once and used as tokens come in.
 #[derive(Debug)]
 pub(crate) struct KvCache {
-    rows: Rows,
+    stored: Stored,
+    dtype: BitNetDType,
     heads: Heads,
+    n_layers: usize,
     layer_rows: usize, // rows of K, or of V, of one layer
     /// The absolute position of the next token.
     pub position: usize,
     /// Tokens whose keys and values are held.
     pub len: usize,
+}
+
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a session")]
+enum Stored {
+    Rows(Rows),
+    /// Of each buffer of [`Rows`] what `len` tokens take, compressed.
+    Packed {
+        parts: Vec<Buffer<u8>>,
+        len: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -44,20 +61,8 @@ impl KvCache {
         dtype: BitNetDType,
     ) -> Result<Self> {
         let layer_rows = Self::layer_rows(heads, max_seq_len);
-        let n_rows = n_layers * layer_rows;
-        let n = n_rows * heads.head_dim;
-        let rows = match dtype {
-            BitNetDType::F32 => Rows::F32 { k: pool.buffer(n)?, v: pool.buffer(n)? },
-            BitNetDType::F16 => Rows::F16 { k: pool.buffer(n)?, v: pool.buffer(n)? },
-            BitNetDType::I8 => Rows::I8 {
-                k: pool.buffer(n)?,
-                k_scales: pool.buffer(n_rows)?,
-                v: pool.buffer(n)?,
-                v_scales: pool.buffer(n_rows)?,
-            },
-            other => return Err(CoreError::Conversion { from: BitNetDType::F32, to: other }.into()),
-        };
-        Ok(KvCache { rows, heads, layer_rows, position: 0, len: 0 })
+        let rows = Rows::new(pool, n_layers * layer_rows, heads.head_dim, dtype)?;
+        Ok(KvCache { stored: Stored::Rows(rows), dtype, heads, n_layers, layer_rows, position: 0, len: 0 })
     }
 
     /// Bytes of a cache.
@@ -89,10 +94,7 @@ impl KvCache {
         k: &[f32],
         v: &[f32],
     ) -> std::result::Result<(), (usize, &'static str)> {
-        let limit = match self.rows {
-            Rows::F32 { .. } | Rows::I8 { .. } => NON_FINITE,
-            Rows::F16 { .. } => BEYOND_F16,
-        };
+        let limit = if self.dtype == BitNetDType::F16 { BEYOND_F16 } else { NON_FINITE };
         let token_dim = self.heads.n_kv_heads * self.heads.head_dim;
         let [k_sound, v_sound] =
             [k, v].map(|x| cpu.rows_below(limit, x, token_dim).err().unwrap_or(x.len() / token_dim));
@@ -113,7 +115,7 @@ impl KvCache {
     pub(crate) fn layer(&self, layer: usize) -> (KvRows<'_>, KvRows<'_>) {
         let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
         let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
-        match &self.rows {
+        match self.rows() {
             Rows::F32 { k, v } => (KvRows::F32(&k[elements.clone()]), KvRows::F32(&v[elements])),
             Rows::F16 { k, v } => (KvRows::F16(&k[elements.clone()]), KvRows::F16(&v[elements])),
             Rows::I8 { k, k_scales, v, v_scales } => (
@@ -126,7 +128,7 @@ impl KvCache {
     fn layer_mut(&mut self, layer: usize) -> (KvRowsMut<'_>, KvRowsMut<'_>) {
         let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
         let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
-        match &mut self.rows {
+        match self.rows_mut() {
             Rows::F32 { k, v } => {
                 (KvRowsMut::F32(&mut k[elements.clone()]), KvRowsMut::F32(&mut v[elements]))
             }
@@ -140,8 +142,124 @@ impl KvCache {
         }
     }
 
+    fn rows(&self) -> &Rows {
+        match &self.stored {
+            Stored::Rows(rows) => rows,
+            Stored::Packed { .. } => unreachable!("a session unpacks its cache before it computes"),
+        }
+    }
+
+    fn rows_mut(&mut self) -> &mut Rows {
+        match &mut self.stored {
+            Stored::Rows(rows) => rows,
+            Stored::Packed { .. } => unreachable!("a session unpacks its cache before it computes"),
+        }
+    }
+
+    /// Bytes of the pool that the keys and values take.
+    pub(crate) fn pool_bytes(&self) -> usize {
+        match &self.stored {
+            Stored::Rows(_) => 2 * self.n_layers * self.layer_rows * Self::row_bytes(self.heads, self.dtype),
+            Stored::Packed { parts, .. } => parts.iter().map(|part| part.len()).sum(),
+        }
+    }
+
+    /// Keeps only what its tokens take, compressed; on an error nothing has changed.
+    pub(crate) fn pack(&mut self, pool: &HybridMemoryPool) -> Result<()> {
+        let Stored::Rows(rows) = &self.stored else { return Ok(()) };
+        let used = self.used_rows(self.len);
+        let mut parts = Vec::new();
+        for (bytes, row_bytes, element_bytes) in rows.parts(self.heads.head_dim) {
+            let of_rows = |rows: &Range<usize>| &bytes[rows.start * row_bytes..rows.end * row_bytes];
+            let packed = compress(&used.iter().map(of_rows).collect::<Vec<_>>().concat(), element_bytes);
+            let mut part = pool.buffer::<u8>(packed.len())?;
+            part.copy_from_slice(&packed);
+            parts.push(part);
+        }
+        self.stored = Stored::Packed { parts, len: self.len };
+        Ok(())
+    }
+
+    /// Undoes [`KvCache::pack`]; on an error nothing has changed.
+    pub(crate) fn unpack(&mut self, pool: &HybridMemoryPool) -> Result<()> {
+        let Stored::Packed { parts, len } = &self.stored else { return Ok(()) };
+        let mut rows = Rows::new(pool, self.n_layers * self.layer_rows, self.heads.head_dim, self.dtype)?;
+        let used = self.used_rows(*len);
+        let n_rows: usize = used.iter().map(Range::len).sum();
+        for (part, (bytes, row_bytes, element_bytes)) in parts.iter().zip(rows.parts_mut(self.heads.head_dim))
+        {
+            let mut unpacked = vec![0; n_rows * row_bytes];
+            decompress(part, element_bytes, &mut unpacked);
+            let mut rest = unpacked.as_slice();
+            for rows in &used {
+                let (of_rows, behind) = rest.split_at(rows.len() * row_bytes);
+                bytes[rows.start * row_bytes..rows.end * row_bytes].copy_from_slice(of_rows);
+                rest = behind;
+            }
+        }
+        self.stored = Stored::Rows(rows);
+        Ok(())
+    }
+
+    /// The rows of the first `len` tokens, in all layers and heads.
+    fn used_rows(&self, len: usize) -> Vec<Range<usize>> {
+        // Chunks follow each other, also from one layer to the next; each has a run of rows for every head.
+        let chunk_rows = self.heads.n_kv_heads * SOFTMAX_CHUNK;
+        let runs = (0..self.n_layers * self.layer_rows).step_by(SOFTMAX_CHUNK);
+        runs.filter_map(|start| {
+            let first = start % self.layer_rows / chunk_rows * SOFTMAX_CHUNK;
+            let n = len.saturating_sub(first).min(SOFTMAX_CHUNK);
+            (n > 0).then_some(start..start + n)
+        })
+        .collect()
+    }
+
     fn layer_rows(heads: Heads, max_seq_len: usize) -> usize {
         max_seq_len.div_ceil(SOFTMAX_CHUNK) * heads.n_kv_heads * SOFTMAX_CHUNK
+    }
+}
+
+impl Rows {
+    fn new(pool: &HybridMemoryPool, n_rows: usize, head_dim: usize, dtype: BitNetDType) -> Result<Self> {
+        let n = n_rows * head_dim;
+        match dtype {
+            BitNetDType::F32 => Ok(Rows::F32 { k: pool.buffer(n)?, v: pool.buffer(n)? }),
+            BitNetDType::F16 => Ok(Rows::F16 { k: pool.buffer(n)?, v: pool.buffer(n)? }),
+            BitNetDType::I8 => Ok(Rows::I8 {
+                k: pool.buffer(n)?,
+                k_scales: pool.buffer(n_rows)?,
+                v: pool.buffer(n)?,
+                v_scales: pool.buffer(n_rows)?,
+            }),
+            other => Err(CoreError::Conversion { from: BitNetDType::F32, to: other }.into()),
+        }
+    }
+
+    /// Each buffer's bytes, with the bytes of its rows and of its elements.
+    fn parts(&self, head_dim: usize) -> Vec<(&[u8], usize, usize)> {
+        match self {
+            Rows::F32 { k, v } => [k, v].map(|x| (cast_slice(x), 4 * head_dim, 4)).into(),
+            Rows::F16 { k, v } => [k, v].map(|x| (cast_slice(x), 2 * head_dim, 2)).into(),
+            Rows::I8 { k, k_scales, v, v_scales } => vec![
+                (cast_slice(k), head_dim, 1),
+                (cast_slice(k_scales), 4, 4),
+                (cast_slice(v), head_dim, 1),
+                (cast_slice(v_scales), 4, 4),
+            ],
+        }
+    }
+
+    fn parts_mut(&mut self, head_dim: usize) -> Vec<(&mut [u8], usize, usize)> {
+        match self {
+            Rows::F32 { k, v } => [k, v].map(|x| (cast_slice_mut(x), 4 * head_dim, 4)).into(),
+            Rows::F16 { k, v } => [k, v].map(|x| (cast_slice_mut(x), 2 * head_dim, 2)).into(),
+            Rows::I8 { k, k_scales, v, v_scales } => vec![
+                (cast_slice_mut(k), head_dim, 1),
+                (cast_slice_mut(k_scales), 4, 4),
+                (cast_slice_mut(v), head_dim, 1),
+                (cast_slice_mut(v_scales), 4, 4),
+            ],
+        }
     }
 }
 

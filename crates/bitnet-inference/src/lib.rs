@@ -22,6 +22,7 @@ mod draft;
 mod error;
 mod generate;
 mod head;
+mod idle;
 mod kv_cache;
 mod model;
 mod open;

@@ -8,7 +8,7 @@ use bitnet_core::Error as CoreError;
 use bitnet_core::execution::{choose_layout, known_layout};
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::file::{CacheDir, Mapping};
-use bitnet_core::memory::{HybridMemoryPool, release_freed_memory};
+use bitnet_core::memory::{CleanupStrategy, HybridMemoryPool, release_freed_memory};
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager};
 use bitnet_core::tokenizer::GenerationConfig;
 use bitnet_quant::fpenv::DefaultFloatEnv;
@@ -47,6 +47,8 @@ pub struct ModelOptions {
     pub cache: Option<CacheDir>,
     /// How the head is computed where tokens are chosen.
     pub head: HeadOptions,
+    /// Where converted weights and sessions live; a pool without caps when absent. Models may share one.
+    pub pool: Option<HybridMemoryPool>,
 }
 
 /// What becomes of weights in other forms than the file's: smaller, and so faster to read, but it takes seconds to make
@@ -109,7 +111,7 @@ impl Model {
         }
         let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
         let threads = Threads::new(n_threads);
-        let pool = HybridMemoryPool::new()?;
+        let pool = options.pool.clone().map_or_else(HybridMemoryPool::new, Ok)?;
         let precision = PrecisionManager::new(MixedPrecisionConfig::default())?;
         let load = |tiles: Tiles<'_>, progress: &mut dyn FnMut(LoadProgress)| {
             Weights::load(source, &pool, &precision, tiles, n_threads, progress)
@@ -129,7 +131,8 @@ impl Model {
         };
         let Prepared { weights, head, unprepared } = prepared?;
         refuse_unused(source)?;
-        // Building a large vocabulary leaves tens of megabytes behind.
+        // Building a large vocabulary leaves tens of megabytes behind, and converting weights leaves what they were.
+        pool.cleanup(CleanupStrategy::Compaction);
         release_freed_memory();
         let weights = Arc::new(weights);
         Ok(Model {

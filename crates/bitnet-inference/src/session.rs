@@ -1,14 +1,16 @@
 //! A session: one sequence of tokens, its KV cache and its activations.
 
 use std::ops::Range;
+use std::sync::{Arc, Weak};
 
 use bitnet_core::BitNetDType;
-use bitnet_core::memory::HybridMemoryPool;
+use bitnet_core::memory::{HybridMemoryPool, Reclaim};
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
 use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::config::ModelConfig;
 use crate::head::MAX_CHOICES;
+use crate::idle::SessionCache;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::sampling::Sampler;
@@ -38,7 +40,7 @@ pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 #[derive(Debug)]
 pub struct Session {
     model: Model,
-    cache: KvCache,
+    cache: Arc<SessionCache>,
     state: RunState,
     tokens: Vec<u32>,
     /// The last tokens that are computed already, but that nobody has been given yet.
@@ -63,8 +65,11 @@ impl Session {
         let dtype = PrecisionManager::new(options.precision)?.precision(ComponentType::KvCache);
         let pool = model.pool();
         let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, dtype)?;
+        let cache = Arc::new(SessionCache::new(cache, pool));
         let state = RunState::new(pool, config, chunk, max_seq_len)?;
         let tokens = Vec::with_capacity(max_seq_len);
+        let reclaimer: Weak<dyn Reclaim> = Arc::<SessionCache>::downgrade(&cache);
+        pool.register_reclaimer(reclaimer);
         Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
     }
 
@@ -111,7 +116,18 @@ impl Session {
         let len = len.min(self.tokens().len());
         self.n_hidden = 0;
         self.tokens.truncate(len);
-        self.cache.truncate(len);
+        self.cache.lock().cache.truncate(len);
+    }
+
+    /// Compresses the keys and values, without loss, until the session computes again: how many bytes went back to the pool.
+    /// A pool that cleans up by itself does this with sessions that are idle, or that others need the memory of.
+    pub fn compress(&mut self) -> Result<usize> {
+        self.cache.compress()
+    }
+
+    /// Bytes of the pool that the keys and values take at the moment.
+    pub fn kv_pool_bytes(&self) -> usize {
+        self.cache.lock().cache.pool_bytes()
     }
 
     /// Tokens of a prompt that are computed together.
@@ -266,9 +282,11 @@ impl Session {
             return Err(Error::ContextFull { max_seq_len: self.max_seq_len });
         }
         for chunk in tokens.chunks(self.state.chunk) {
-            let position = self.cache.position;
-            let result = self.model.forward(chunk, &mut self.cache, &mut self.state);
-            let sound = self.cache.position - position;
+            let mut held = self.cache.ready()?;
+            let position = held.cache.position;
+            let result = self.model.forward(chunk, &mut held.cache, &mut self.state);
+            let sound = held.cache.position - position;
+            drop(held);
             self.tokens.extend_from_slice(&chunk[..sound]);
             if sound > 0 {
                 after(&mut self.state, position, sound)?;

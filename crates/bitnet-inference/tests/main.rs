@@ -10,5 +10,6 @@ mod equality;
 mod goldens;
 mod head;
 mod hostile;
+mod memory;
 mod non_finite;
 mod synth;

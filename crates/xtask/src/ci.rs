@@ -35,7 +35,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "neon", about: "the ARM kernels under qemu, with and without dotprod", run: neon::check },
     Step {
         name: "miri",
-        about: "scalar kernels and packing under Miri",
+        about: "scalar kernels, packing and the memory pool under Miri",
         run: || miri::check(Some(MIRI_LIMIT)),
     },
     Step {

@@ -12,6 +12,7 @@ mod error;
 mod fuzz;
 mod miri;
 mod neon;
+mod soak;
 mod tidy;
 
 use std::process::ExitCode;
@@ -44,8 +45,15 @@ fn dispatch(args: &[String]) -> Result<(), Error> {
             [arg, ..] => return Err(unexpected(arg)),
         },
         "fuzz" => {
-            let options = fuzz_options(rest)?;
-            ci::report("fuzz", || fuzz::run_targets(options.duration, &options.targets))?;
+            let options = timed_options("fuzz", fuzz::DEFAULT_DURATION, rest)?;
+            ci::report("fuzz", || fuzz::run_targets(options.duration, &options.names))?;
+        }
+        "soak" => {
+            let options = timed_options("soak", soak::DEFAULT_DURATION, rest)?;
+            if let Some(arg) = options.names.first() {
+                return Err(unexpected(arg));
+            }
+            ci::report("soak", || soak::check(options.duration))?;
         }
         // A person who asks for Miri by name waits for it; only `ci` gives it a limit.
         "miri" if rest.is_empty() => ci::report("miri", || miri::check(None))?,
@@ -63,13 +71,14 @@ fn dispatch(args: &[String]) -> Result<(), Error> {
     Ok(())
 }
 
-struct FuzzOptions {
+/// How long something runs, and what else was named.
+struct TimedOptions {
     duration: Duration,
-    targets: Vec<String>,
+    names: Vec<String>,
 }
 
-fn fuzz_options(args: &[String]) -> Result<FuzzOptions, Error> {
-    let mut options = FuzzOptions { duration: fuzz::DEFAULT_DURATION, targets: Vec::new() };
+fn timed_options(command: &str, default: Duration, args: &[String]) -> Result<TimedOptions, Error> {
+    let mut options = TimedOptions { duration: default, names: Vec::new() };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         if arg == "--seconds" {
@@ -80,9 +89,9 @@ fn fuzz_options(args: &[String]) -> Result<FuzzOptions, Error> {
             })?;
             options.duration = Duration::from_secs(seconds);
         } else if arg.starts_with('-') {
-            return Err(Error::Usage { problem: format!("fuzz does not know {arg:?}"), usage: usage() });
+            return Err(Error::Usage { problem: format!("{command} does not know {arg:?}"), usage: usage() });
         } else {
-            options.targets.push(arg.clone());
+            options.names.push(arg.clone());
         }
     }
     Ok(options)
@@ -95,6 +104,7 @@ fn usage() -> String {
         let call = if step.name == "fuzz" { "fuzz [--seconds N] [TARGET..]" } else { step.name };
         text.push_str(&format!("  {call:<32} {}\n", step.about));
     }
+    text.push_str("  soak [--seconds N]               the memory pool under many threads; not part of ci\n");
     text.push_str("  help                             this text");
     text
 }
@@ -109,10 +119,12 @@ mod tests {
 
     #[test]
     fn fuzz_takes_seconds_and_targets_in_any_order() {
-        let options = fuzz_options(&strings(&["gguf", "--seconds", "7", "config"])).unwrap();
+        let default = fuzz::DEFAULT_DURATION;
+        let options =
+            timed_options("fuzz", default, &strings(&["gguf", "--seconds", "7", "config"])).unwrap();
         assert_eq!(options.duration, Duration::from_secs(7));
-        assert_eq!(options.targets, ["gguf", "config"]);
-        assert_eq!(fuzz_options(&[]).unwrap().duration, fuzz::DEFAULT_DURATION);
+        assert_eq!(options.names, ["gguf", "config"]);
+        assert_eq!(timed_options("fuzz", default, &[]).unwrap().duration, default);
     }
 
     #[test]
@@ -121,6 +133,7 @@ mod tests {
             &["fuzz", "--seconds"][..],
             &["fuzz", "--seconds", "0"],
             &["fuzz", "--jobs"],
+            &["soak", "pool"],
             &["ci", "--fast"],
             &["tidy", "now"],
             &["polish"],

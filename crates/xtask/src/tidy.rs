@@ -24,8 +24,12 @@ const LONG_FILES: &[&str] = &["crates/bitnet-quant/src/kernels/"];
 /// The only places where `unsafe` may stand; an entry that ends in a slash is a folder. Each of them has a reason that
 /// safe Rust cannot serve: mapped files, raw memory, vector intrinsics, and threads that share disjoint rows.
 const UNSAFE_FILES: &[&str] = &[
+    "crates/bitnet-core/benches/memory.rs",
     "crates/bitnet-core/src/file/mapping.rs",
     "crates/bitnet-core/src/memory.rs",
+    "crates/bitnet-core/src/memory/large_block.rs",
+    "crates/bitnet-core/src/memory/region.rs",
+    "crates/bitnet-core/src/memory/small_block.rs",
     "crates/bitnet-inference/tests/allocation.rs",
     "crates/bitnet-inference/tests/common/float_mode.rs",
     "crates/bitnet-quant/benches/kernels/cached.rs",

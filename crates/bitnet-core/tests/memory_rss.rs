@@ -1,0 +1,68 @@
+//! What the pool costs the machine, as the system counts it: resident memory before, during and after a burst.
+
+use std::time::{Duration, Instant};
+
+use bitnet_core::Device;
+use bitnet_core::memory::{CleanupConfig, HybridMemoryPool, MemoryPoolConfig};
+
+const MIB: usize = 1 << 20;
+
+/// Resident bytes of the memory that no file is behind.
+fn anonymous_rss() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().strip_suffix("kB").unwrap().trim().parse::<usize>().unwrap() * 1024
+}
+
+/// Runs the test `name` of this binary in a process of its own, where no other test allocates.
+fn alone(name: &str, body: impl FnOnce()) {
+    if std::env::var_os("BITNET_ALONE").is_some() {
+        return body();
+    }
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let status = child.args(["--exact", name, "--nocapture"]).env("BITNET_ALONE", "1").status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
+fn memory_that_is_not_written_costs_nothing_and_a_burst_is_given_back() {
+    alone("memory_rss::memory_that_is_not_written_costs_nothing_and_a_burst_is_given_back", || {
+        let config = MemoryPoolConfig {
+            enable_automatic_cleanup: true,
+            cleanup_config: Some(CleanupConfig {
+                idle_cleanup_interval: Duration::from_millis(100),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let pool = HybridMemoryPool::with_config(config).unwrap();
+        let allocate = |size| pool.allocate(size, 64, &Device::Cpu).unwrap();
+        // What a program has beside the burst, so that a tenth of it is more than the books of the pool.
+        let mut idle_memory = allocate(64 * MIB);
+        idle_memory.as_mut_slice().fill(1);
+        let idle = anonymous_rss();
+
+        let untouched = allocate(1024 * MIB);
+        assert!(anonymous_rss() < idle + MIB, "a cache that nobody writes");
+        drop(untouched);
+
+        let sizes = [300, 5000, 70_000, 600_000, MIB, 3 * MIB, 30 * MIB, 100 * MIB];
+        let mut burst: Vec<_> =
+            sizes.iter().flat_map(|size| (0..200 * MIB / 8 / size).map(|_| allocate(*size))).collect();
+        burst.push(allocate(100 * MIB));
+        burst.iter_mut().for_each(|handle| handle.as_mut_slice().fill(3));
+        let full = anonymous_rss();
+        assert!(full > idle + 200 * MIB, "{idle} {full}");
+        drop(burst);
+
+        let until = Instant::now() + Duration::from_secs(10);
+        while anonymous_rss() > idle + idle / 10 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let after = anonymous_rss();
+        println!("resident: idle {idle}, in the burst {full}, after it {after}");
+        assert!(after <= idle + idle / 10, "idle {idle}, after the burst {after}");
+        assert!(idle_memory.as_slice().iter().all(|byte| *byte == 1), "live memory is left alone");
+    });
+}
