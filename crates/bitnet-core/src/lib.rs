@@ -13,6 +13,7 @@ pub mod file;
 pub mod memory;
 pub mod mixed_precision;
 pub mod tensor;
+#[cfg(feature = "tokenizers")]
 pub mod tokenizer;
 
 pub use device::Device;

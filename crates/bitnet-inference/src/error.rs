@@ -12,9 +12,6 @@ pub enum Error {
     /// A file, a tokenizer or memory.
     #[error(transparent)]
     Core(#[from] bitnet_core::Error),
-    /// The instruction set asked for cannot be used.
-    #[error(transparent)]
-    Isa(#[from] bitnet_quant::kernels::UnusableIsa),
     /// The model is of a kind that the engine does not know.
     #[error("{}: {what} is not supported; {hint}", .path.display())]
     Unsupported {
@@ -46,7 +43,9 @@ pub enum Error {
         max_seq_len: usize,
     },
     /// More positions were asked for than the model was made for.
-    #[error("a context of {asked} tokens is beyond the {limit} that the model was made for")]
+    #[error(
+        "a context of {asked} tokens is beyond the {limit} that the model was made for; ask for at most that"
+    )]
     ContextTooLong {
         /// Positions asked for.
         asked: usize,
@@ -54,7 +53,7 @@ pub enum Error {
         limit: usize,
     },
     /// A token id is not in the vocabulary.
-    #[error("token {id} is not in the vocabulary of {vocab_size}")]
+    #[error("token {id} is not in the vocabulary of {vocab_size}; give ids below that")]
     TokenOutOfRange {
         /// The id.
         id: u32,
@@ -65,7 +64,7 @@ pub enum Error {
     #[error("the prompt is empty; give it some text")]
     EmptyPrompt,
     /// An option has a value that makes no sense.
-    #[error("{option} must be {must}")]
+    #[error("{option} cannot be that; it must be {must}")]
     BadOption {
         /// The option.
         option: &'static str,
