@@ -22,6 +22,7 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod model;
+mod profile;
 mod run;
 mod sampling;
 mod session;

@@ -71,6 +71,16 @@ impl KvCache {
         heads.head_dim * dtype.bits() / 8 + scale
     }
 
+    /// Bytes of the keys and values of `n` positions of one layer.
+    pub(crate) fn bytes_of(&self, n: usize) -> usize {
+        let dtype = match self.rows {
+            Rows::F32 { .. } => BitNetDType::F32,
+            Rows::F16 { .. } => BitNetDType::F16,
+            Rows::I8 { .. } => BitNetDType::I8,
+        };
+        2 * n * self.heads.n_kv_heads * Self::row_bytes(self.heads, dtype)
+    }
+
     /// Forgets the tokens from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

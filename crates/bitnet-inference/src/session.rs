@@ -11,6 +11,7 @@ use crate::config::ModelConfig;
 use crate::head::MAX_CHOICES;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
+use crate::profile::Profile;
 use crate::sampling::Sampler;
 use crate::state::RunState;
 use crate::{Error, Result};
@@ -66,6 +67,16 @@ impl Session {
         let state = RunState::new(pool, config, chunk, max_seq_len)?;
         let tokens = Vec::with_capacity(max_seq_len);
         Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
+    }
+
+    /// Records from now on where the time goes.
+    pub fn start_profile(&mut self) {
+        self.state.recorder.start();
+    }
+
+    /// What was recorded since [`Session::start_profile`].
+    pub fn profile(&self) -> Option<&Profile> {
+        self.state.recorder.profile()
     }
 
     /// The model.

@@ -137,6 +137,10 @@ fn running_allocates_nothing() {
                 let mut session = session(&model, kv, 8);
                 let n = calls(|| run(&mut session));
                 assert_eq!(n, 0, "{} on {isa}, {kv} cache", path.display());
+                session.truncate(0);
+                session.start_profile();
+                let n = calls(|| run(&mut session));
+                assert_eq!(n, 0, "{} on {isa}, {kv} cache, profiled", path.display());
             }
         }
     }
