@@ -5,7 +5,7 @@
 mod recovery;
 
 #[cfg(feature = "backtrace")]
-use std::backtrace::Backtrace;
+use std::backtrace::Backtrace as Trace;
 use std::path::{Path, PathBuf};
 
 pub use recovery::{Recovery, RetryPolicy};
@@ -200,7 +200,7 @@ pub enum Error {
         source: Box<Error>,
         /// Where it was being done.
         #[cfg(feature = "backtrace")]
-        backtrace: Backtrace,
+        trace: Trace,
     },
 }
 
@@ -219,15 +219,15 @@ impl Error {
             context: context.into(),
             source: Box::new(self),
             #[cfg(feature = "backtrace")]
-            backtrace: Backtrace::capture(),
+            trace: Trace::capture(),
         }
     }
 
     /// The calls that led to the place where context was added, if the environment asks for it (`RUST_BACKTRACE=1`).
     #[cfg(feature = "backtrace")]
-    pub fn captured_backtrace(&self) -> Option<&Backtrace> {
+    pub fn captured_backtrace(&self) -> Option<&Trace> {
         match self {
-            Error::Context { backtrace, .. } => Some(backtrace),
+            Error::Context { trace, .. } => Some(trace),
             _ => None,
         }
     }
