@@ -4,9 +4,9 @@
 //! sample. Words that a rule looks for are spelled in two halves here, or this file would break its own rules.
 
 mod crates;
+mod shape;
 mod source;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -54,9 +54,6 @@ const UNFINISHED_MARKS: &[&str] = &[
     concat!("XX", "X"),
 ];
 
-/// Names that every crate may define for itself.
-const SHARED_TYPE_NAMES: &[&str] = &["Error"];
-
 /// One place that breaks a rule.
 #[derive(Debug, PartialEq)]
 struct Violation {
@@ -85,9 +82,11 @@ pub(crate) fn run() -> Result<Outcome, Error> {
             violations.extend(too_long(file));
             violations.extend(unfinished_marks(file));
             violations.extend(unsafe_outside_list(file));
+            violations.extend(shape::only_forwards(file));
         }
     }
-    violations.extend(types_defined_twice(&files));
+    violations.extend(shape::types_defined_twice(&files));
+    violations.extend(shape::unread_options(&files));
 
     for violation in &violations {
         eprintln!("  {violation}");
@@ -153,23 +152,6 @@ fn unsafe_outside_list(file: &SourceFile) -> Vec<Violation> {
     })
 }
 
-fn types_defined_twice(files: &[SourceFile]) -> Vec<Violation> {
-    let mut first_homes = BTreeMap::new();
-    let mut violations = Vec::new();
-    for file in files.iter().filter(|file| file.is_rust() && file.path.contains("/src/")) {
-        for (line, name) in file.public_types() {
-            if SHARED_TYPE_NAMES.contains(&name) {
-                continue;
-            }
-            let home = first_homes.entry(name).or_insert_with(|| format!("{}:{line}", file.path));
-            if *home != format!("{}:{line}", file.path) {
-                violations.push(file.violation(line, format!("type {name} is already defined at {home}")));
-            }
-        }
-    }
-    violations
-}
-
 fn listed(entries: &[&str], path: &str) -> bool {
     entries.iter().any(|entry| if entry.ends_with('/') { path.starts_with(entry) } else { path == *entry })
 }
@@ -217,20 +199,5 @@ mod tests {
             assert!(unsafe_outside_list(&file(path, text)).is_empty(), "{path}");
         }
         assert!(unsafe_outside_list(&file("a.rs", "#![deny(unsafe_op_in_unsafe_fn)]")).is_empty());
-    }
-
-    #[test]
-    fn a_type_has_one_home() {
-        let files = [
-            file("crates/a/src/one.rs", "pub struct Shape;\npub enum Error {}\n"),
-            file("crates/b/src/two.rs", "pub enum Error {}\n    pub trait Shape {}\n// pub struct Shape;\n"),
-            file("crates/b/tests/main.rs", "pub struct Shape;\n"),
-        ];
-        let found = types_defined_twice(&files);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!(
-            found[0].to_string(),
-            "crates/b/src/two.rs:2: type Shape is already defined at crates/a/src/one.rs:1"
-        );
     }
 }
