@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_core::Device;
-use bitnet_core::execution::Strategy;
+use bitnet_core::execution::{Strategy, Timings};
+use bitnet_core::file::CacheDir;
 use bitnet_inference::source::{self, Source};
 use bitnet_inference::{
     HeadMode, HeadOptions, LoadProgress, Model, ModelOptions, Preparation, embedded_source,
@@ -127,6 +128,11 @@ impl ModelArgs {
         let model = load(&*self.source.open()?, &self.options(Preparation::InBackground, head)?)?;
         self.explain(&model);
         Ok(model)
+    }
+
+    /// What was measured on this machine before.
+    pub(crate) fn timings(&self) -> Timings {
+        Timings::read(CacheDir::of_user().filter(|_| !self.no_cache).as_ref())
     }
 
     /// Says every choice that was made for the model, if that is asked for.

@@ -89,6 +89,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         }
     }
     let ended = Ended::of(&answer);
+    if args.profile {
+        session.record_timings(&mut args.model.timings());
+    }
     let profile = ProfileReport::of(&session);
     printer.end(&ended, sampling.seed(), profile.as_ref())?;
     if !args.quiet && io::stderr().is_terminal() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bitnet_core::execution::Choice;
+use bitnet_core::execution::{Choice, ExecutionBackend};
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_quant::attention::attention;
 use bitnet_quant::float::sin_cos;
@@ -36,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) text: Option<Text>,
     pub(crate) notices: Vec<String>,
     pub(crate) choices: Vec<Choice>,
+    pub(crate) backend: ExecutionBackend,
     pub(crate) kernels: &'static Kernels,
     pub(crate) threads: Threads,
     pub(crate) pool: HybridMemoryPool,

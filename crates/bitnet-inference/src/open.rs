@@ -114,8 +114,7 @@ impl Model {
         let config = source.config();
         let request = ExecutionRequest {
             strategy: options.strategy.clone(),
-            // What most of a generated token's time goes to.
-            operation: OperationContext::bitlinear(1, config.ffn_dim, config.dim),
+            operation: main_operation(config),
             isa: options.isa,
             n_threads: options.n_threads,
             layout: options.layout,
@@ -164,6 +163,7 @@ impl Model {
                 notices,
                 kernels,
                 choices: plan.choices().to_vec(),
+                backend: plan.backend(),
                 threads: plan.into_threads(),
                 pool,
             }),
@@ -309,6 +309,11 @@ fn prepared(
         // Somebody made room in the cache meanwhile.
         None => Ok(Prepared { head: make_head(&weights, plan)?, weights, unprepared: None }),
     }
+}
+
+/// What most of a generated token's time goes to.
+pub(crate) fn main_operation(config: &ModelConfig) -> OperationContext {
+    OperationContext::bitlinear(1, config.ffn_dim, config.dim)
 }
 
 /// How the head is computed, and why.

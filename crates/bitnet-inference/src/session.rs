@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bitnet_core::BitNetDType;
+use bitnet_core::execution::{Timings, record};
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
 use bitnet_quant::fpenv::DefaultFloatEnv;
@@ -11,7 +12,8 @@ use crate::config::ModelConfig;
 use crate::head::MAX_CHOICES;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
-use crate::profile::Profile;
+use crate::open::main_operation;
+use crate::profile::{Operation, Profile};
 use crate::sampling::Sampler;
 use crate::state::RunState;
 use crate::{Error, Result};
@@ -77,6 +79,21 @@ impl Session {
     /// What was recorded since [`Session::start_profile`].
     pub fn profile(&self) -> Option<&Profile> {
         self.state.recorder.profile()
+    }
+
+    /// Keeps how long the model's main operation took in what was recorded, so that [`Strategy::Performance`] knows it the
+    /// next time.
+    ///
+    /// [`Strategy::Performance`]: bitnet_core::execution::Strategy::Performance
+    pub fn record_timings(&self, timings: &mut Timings) {
+        let totals = self.profile().into_iter().flat_map(Profile::generation);
+        let gate_up = totals.filter(|(operation, _)| *operation == Operation::GateUpProjection);
+        for (_, totals) in gate_up.filter(|(_, totals)| totals.calls > 0) {
+            // A call is two such products.
+            let seconds = totals.time.as_secs_f64() / (2 * totals.calls) as f64;
+            let (context, n_threads) = (main_operation(self.model.config()), self.model.n_threads());
+            record(&context, self.model.inner.backend, n_threads, seconds, timings);
+        }
     }
 
     /// The model.

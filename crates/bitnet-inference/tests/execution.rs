@@ -1,8 +1,9 @@
 //! What the engine runs on: choices with reasons, a backend that fails, and what a profile costs.
 
 use bitnet_core::Error;
-use bitnet_core::execution::{ExecutionBackend, OpenBackend, Strategy};
-use bitnet_inference::{Model, ModelOptions, SessionOptions};
+use bitnet_core::execution::{ExecutionBackend, OpenBackend, Strategy, Timings, get_available_backends};
+use bitnet_core::file::CacheDir;
+use bitnet_inference::{Model, ModelOptions, Operation, SessionOptions};
 use bitnet_quant::kernels::Isa;
 
 use crate::common::bits;
@@ -58,4 +59,32 @@ fn a_profile_accounts_for_the_time_and_changes_nothing() {
     let recorded: std::time::Duration = profile.prompts().map(|(_, totals)| totals.time).sum();
     // What is not recorded lies between passes: the rest of a call.
     assert!(recorded <= whole && recorded * 2 > whole, "{recorded:?} of {whole:?}");
+}
+
+#[test]
+fn what_a_profile_saw_decides_later_choices() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = CacheDir::new(folder.path(), u64::MAX);
+    let options = |isa, strategy| ModelOptions {
+        isa,
+        strategy,
+        n_threads: Some(1),
+        cache: Some(cache.clone()),
+        ..Default::default()
+    };
+    let scalar = Model::embedded_with(&options(Some(Isa::Scalar), Strategy::Priority)).unwrap();
+    let mut session = scalar.session(SessionOptions::default()).unwrap();
+    session.start_profile();
+    session.forward(&[1]).unwrap();
+    session.record_timings(&mut Timings::read(Some(&cache)));
+    let chosen = Model::embedded_with(&options(None, Strategy::Performance)).unwrap();
+    let said = |model: &Model| -> Vec<String> { model.choices().iter().map(ToString::to_string).collect() };
+    let total = |model: &Model| said(model).iter().filter(|line| line.contains("Performance: ")).count();
+    assert_eq!(total(&chosen), get_available_backends().len(), "{:?}", said(&chosen));
+    // The time that was seen is the one that is said.
+    let profile = session.profile().unwrap();
+    let (_, seen) = profile.generation().find(|(op, _)| *op == Operation::GateUpProjection).unwrap();
+    let ms = format!("Performance: {:.3} ms", seen.time.as_secs_f64() * 1e3 / (2 * seen.calls) as f64);
+    let lines = said(&chosen);
+    assert!(lines.iter().any(|line| line.contains("cpu") && line.contains(&ms)), "{ms} in {lines:?}");
 }
