@@ -83,7 +83,7 @@ pub(super) fn unread_options(files: &[SourceFile]) -> Vec<Violation> {
                 let after = &line[at + access.len()..];
                 // A method of that name, or what an assignment writes, is no field that is read.
                 !after.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '(')
-                    && !after.trim_start().strip_prefix('=').is_some_and(|rest| !rest.starts_with('='))
+                    && after.trim_start().strip_prefix('=').is_none_or(|rest| rest.starts_with('='))
             });
             read || (line.contains(&pattern) && has_word(line, field))
         })
