@@ -46,9 +46,8 @@ impl Performance {
         timings: &mut Timings,
     ) -> Self {
         let key = |what: &str| format!("{what}, {backend}, {}, {} threads", kernels.name(), threads.len());
-        let before = energy_joules();
-        let mut product_s = 0.0;
-        let performance = Performance {
+        let energy = key("gop_per_joule");
+        Performance {
             latency_s: timings
                 .get_or_measure(&key("latency_s"), || product_seconds(kernels, threads, 128, 1)),
             read_gb_s: timings.get_or_measure(&key("read_gb_s"), || {
@@ -56,20 +55,15 @@ impl Performance {
                 bytes as f64 / gemv_seconds(kernels, threads, Layout::TwoBit) / 1e9
             }),
             gop_s: timings.get_or_measure(&key("gop_s"), || {
-                product_s = product_seconds(kernels, threads, COLS, TOKENS);
-                (2 * COLS * COLS * TOKENS) as f64 / product_s / 1e9
+                let ops = 2 * COLS * COLS * TOKENS;
+                ops as f64 / product_seconds(kernels, threads, COLS, TOKENS) / 1e9
             }),
-            gop_per_joule: None,
-        };
-        let gop_per_joule = before.and_then(|_| {
-            let key = key("gop_per_joule");
-            timings.get(&key).or_else(|| {
+            gop_per_joule: timings.get(&energy).or_else(|| {
                 let value = gop_per_joule(kernels, threads)?;
-                timings.set(&key, value);
+                timings.set(&energy, value);
                 Some(value)
-            })
-        });
-        Performance { gop_per_joule, ..performance }
+            }),
+        }
     }
 
     /// Seconds that an operation takes alone.
@@ -106,11 +100,22 @@ pub(super) fn gemv_seconds(kernels: &Kernels, threads: &Threads, layout: Layout)
 
 /// The least time of a product of a square matrix with `n` tokens, in caches.
 fn product_seconds(kernels: &Kernels, threads: &Threads, side: usize, n: usize) -> f64 {
+    with_product(kernels, threads, side, n, |product| fastest(product))
+}
+
+/// Gives `run` a product of a square matrix with `n` tokens.
+fn with_product<T>(
+    kernels: &Kernels,
+    threads: &Threads,
+    side: usize,
+    n: usize,
+    run: impl FnOnce(&mut dyn FnMut()) -> T,
+) -> T {
     let weights = vec![0b0100_0010u8; side * row_bytes(side)];
     let view = TernaryView::new(&weights, side, side, Scales::Tensor(1.0));
     let mut out = vec![0.0; n * side];
     with_activations(kernels, threads, n, side, |x| {
-        fastest(|| bitlinear(kernels, threads, [&view], x, [&mut out]))
+        run(&mut || bitlinear(kernels, threads, [&view], x, [&mut out]))
     })
 }
 
@@ -146,14 +151,17 @@ fn fastest(mut pass: impl FnMut()) -> f64 {
 
 /// 10^9 operations a joule, over a quarter of a second of products; counters tick too rarely for less.
 fn gop_per_joule(kernels: &Kernels, threads: &Threads) -> Option<f64> {
-    let (start, before) = (Instant::now(), energy_joules()?);
-    let mut ops = 0;
-    while start.elapsed() < LONG {
-        product_seconds(kernels, threads, COLS, TOKENS);
-        ops += PASSES * 2 * COLS * COLS * TOKENS;
-    }
-    let joules = energy_joules()? - before;
-    (joules > 0.0).then(|| ops as f64 / 1e9 / joules)
+    with_product(kernels, threads, COLS, TOKENS, |product| {
+        let (start, before) = (Instant::now(), energy_joules()?);
+        let mut ops = 0;
+        while start.elapsed() < LONG {
+            product();
+            ops += 2 * COLS * COLS * TOKENS;
+        }
+        // Counters begin again from time to time; what such a one says is nothing.
+        let joules = energy_joules()? - before;
+        (joules > 0.0).then(|| ops as f64 / 1e9 / joules)
+    })
 }
 
 fn energy_joules() -> Option<f64> {

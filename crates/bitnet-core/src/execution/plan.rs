@@ -95,11 +95,9 @@ impl ExecutionPlan {
         for (backend, reason) in &advice.passed_over {
             self.note("passed over", backend, reason.clone());
         }
-        let mut order = advice.order.clone();
-        order.dedup();
         let notices = &mut self.notices;
         let (backend, kernels) =
-            run_with_fallback(&order, RetryPolicy::default(), open, &mut |line| notices.push(line))?;
+            run_with_fallback(&advice.order, RetryPolicy::default(), open, &mut |line| notices.push(line))?;
         (self.backend, self.kernels) = (backend, kernels);
         let reason = if backend == advice.backend { advice.reason } else { "those before it failed".into() };
         self.note("backend", backend, format!("{}: {reason}", kernels.name()));
