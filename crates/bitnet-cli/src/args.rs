@@ -6,6 +6,7 @@ use crate::bench::BenchArgs;
 use crate::chat::ChatArgs;
 use crate::completions::CompletionsArgs;
 use crate::convert::ConvertArgs;
+use crate::devices::DevicesArgs;
 use crate::inspect::InspectArgs;
 use crate::logits::LogitsArgs;
 use crate::run::RunArgs;
@@ -41,5 +42,6 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     Logits(LogitsArgs),
     Tokenize(TokenizeArgs),
+    Devices(DevicesArgs),
     Completions(CompletionsArgs),
 }

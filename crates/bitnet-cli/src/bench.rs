@@ -1,7 +1,6 @@
 //! `bitnet bench`: how fast a model runs, and how far that is from what the machine could do.
 
 mod compare;
-mod limits;
 mod report;
 mod rounds;
 
@@ -10,14 +9,14 @@ use std::time::Instant;
 
 use anyhow::Context;
 use bitnet_core::BitNetDType;
+use bitnet_core::device::probe_bytes;
 use bitnet_core::file::CacheDir;
 use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
 use bitnet_inference::{HeadMode, Model, Preparation, Session, SessionOptions, source};
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::kernels::Kernels;
+use bitnet_quant::limits::Limits;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
-use bitnet_quant::threads::Threads;
 use clap::Args;
 use tempfile::NamedTempFile;
 
@@ -27,7 +26,6 @@ use crate::model::{ModelArgs, print_notices};
 use crate::session::{HeadArgs, KvFormat};
 use crate::values;
 use compare::Peer;
-use limits::Limits;
 use report::Report;
 use rounds::Candidates;
 
@@ -90,7 +88,6 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let precision = args.kv.precision();
     let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
     let mut options = args.model.options(Preparation::BeforeUse, args.head.mode())?;
-    let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
     let made = args.shape.as_deref().map(model_of_shape).transpose()?;
     // What is derived from a model that is made for the run goes with it.
     let cache = made.as_ref().map(|_| tempfile::tempdir()).transpose()?;
@@ -105,14 +102,15 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let model = crate::model::load(&*source, &options)?;
     let load_s = start.elapsed().as_secs_f64();
     print_notices(&model);
+    args.model.explain(&model);
 
     let (prompt_tokens, gen_tokens) = (args.prompt_tokens as usize, args.gen_tokens as usize);
     let depth = args.depth as usize;
     // The token that generation starts from takes a position, too.
     let max_seq_len = Some(prompt_tokens.max(depth + gen_tokens + 1));
     let mut session = model.session(SessionOptions { max_seq_len, chunk: args.chunk, precision })?;
-    let threads = Threads::new(model.n_threads());
-    let before = Limits::measure(kernels, &threads);
+    let (kernels, threads) = model.processor();
+    let before = Limits::measure(kernels, threads, probe_bytes());
     let mut candidates = Candidates::default();
     let mut measure = |repeat| -> anyhow::Result<_> {
         let pp = rounds::prompt(&mut session, prompt_tokens, repeat)?;
@@ -133,7 +131,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         }
     };
     let rss_bytes = rss_bytes();
-    let after = Limits::measure(kernels, &threads);
+    let after = Limits::measure(kernels, threads, probe_bytes());
 
     let report = Report {
         model: args.shape.clone().unwrap_or_else(|| source.path().display().to_string()),

@@ -15,7 +15,7 @@ use crate::interrupt::{self, Watch};
 use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
-use command::{Command, HELP};
+use command::{ChatCommand, HELP};
 use lines::Lines;
 
 /// Tokens that are kept free for an answer, where the context is large enough.
@@ -72,10 +72,10 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     }
     let mut lines = Lines::open(args.quiet)?;
     while let Some(message) = lines.next_message()? {
-        match Command::parse(&message) {
+        match ChatCommand::parse(&message) {
             None if message.trim().is_empty() => {}
             None => chat.answer(message)?,
-            Some(Ok(Command::Exit)) => break,
+            Some(Ok(ChatCommand::Exit)) => break,
             Some(command) => {
                 // A command that fails is no reason to lose the conversation, but a closed output ends it.
                 if let Err(e) = command.and_then(|command| chat.obey(command)) {
@@ -163,19 +163,19 @@ impl Chat {
         }
     }
 
-    fn obey(&mut self, command: Command<'_>) -> anyhow::Result<()> {
+    fn obey(&mut self, command: ChatCommand<'_>) -> anyhow::Result<()> {
         match command {
-            Command::Help => write!(io::stdout(), "{HELP}")?,
-            Command::Clear => {
+            ChatCommand::Help => write!(io::stdout(), "{HELP}")?,
+            ChatCommand::Clear => {
                 self.messages.retain(|m| m.role == "system");
                 self.session.truncate(0);
             }
-            Command::System(text) => self.set_system(text)?,
-            Command::Save(path) => {
+            ChatCommand::System(text) => self.set_system(text)?,
+            ChatCommand::Save(path) => {
                 let json = serde_json::to_string_pretty(&self.messages)?;
                 fs::write(path, json + "\n").with_context(|| path.to_owned())?;
             }
-            Command::Stats => {
+            ChatCommand::Stats => {
                 let mut stdout = io::stdout().lock();
                 if let Some(speed) = &self.last_speed {
                     writeln!(stdout, "{}", speed.line())?;
@@ -184,7 +184,7 @@ impl Chat {
                 writeln!(stdout, "context {used} of {all} tokens")?;
             }
             // The loop that reads commands ends with this one.
-            Command::Exit => {}
+            ChatCommand::Exit => {}
         }
         Ok(())
     }

@@ -65,7 +65,7 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
             error => {
                 let reason = error.to_string();
                 engine_error = Some(error);
-                CoreError::Unavailable { reason }
+                CoreError::Backend { backend: "cpu", reason }
             }
         })
     });

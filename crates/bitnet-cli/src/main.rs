@@ -16,11 +16,13 @@ mod bench;
 mod chat;
 mod completions;
 mod convert;
+mod devices;
 mod generation;
 mod inspect;
 mod interrupt;
 mod logits;
 mod model;
+mod profile;
 mod run;
 mod sampling;
 mod session;
@@ -59,6 +61,7 @@ fn dispatch(command: &Command) -> anyhow::Result<()> {
         Command::Synth(args) => synth::synth(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Devices(args) => devices::devices(args),
         Command::Completions(args) => completions::completions(args),
     }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_core::Device;
+use bitnet_core::execution::{Strategy, Timings};
+use bitnet_core::file::CacheDir;
 use bitnet_inference::source::{self, Source};
 use bitnet_inference::{
     HeadMode, HeadOptions, LoadProgress, Model, ModelOptions, Preparation, embedded_source,
@@ -58,6 +60,9 @@ pub(crate) struct ModelArgs {
     /// Neither use nor leave weights in faster forms in the user's cache folder.
     #[arg(long)]
     no_cache: bool,
+    /// Print on standard error what the model runs on, why, and why not on anything else.
+    #[arg(long)]
+    explain: bool,
 }
 
 /// A layout of weights, or none in particular.
@@ -74,12 +79,16 @@ fn parse_layout(text: &str) -> Result<LayoutChoice, String> {
 /// What a model runs on.
 #[derive(Debug, Args)]
 pub(crate) struct ComputeArgs {
-    /// Threads that compute; all hardware threads by default.
+    /// Threads that compute; by default one for each core or hardware thread that the process may use, whichever large
+    /// models were measured to run faster with.
     #[arg(long, short, value_name = "N", value_parser = values::threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
     /// The device: auto, cpu, cuda, metal, wgpu or mlx.
     #[arg(long, default_value = "auto")]
     device: Device,
+    /// How one of several backends of the device is chosen: by priority, or by measured performance, latency or throughput.
+    #[arg(long, value_name = "STRATEGY", default_value = "priority")]
+    strategy: Strategy,
 }
 
 impl SourceArgs {
@@ -98,7 +107,8 @@ impl ComputeArgs {
             Some(name) => Some(name.to_string_lossy().parse::<Isa>().context(ISA_VARIABLE)?),
         };
         let head = HeadOptions { mode: head, ..HeadOptions::default() };
-        Ok(ModelOptions { n_threads: self.threads, isa, head, ..ModelOptions::default() })
+        let strategy = self.strategy.clone();
+        Ok(ModelOptions { n_threads: self.threads, isa, strategy, head, ..ModelOptions::default() })
     }
 }
 
@@ -115,7 +125,21 @@ impl ModelArgs {
 
     /// Loads the model.
     pub(crate) fn load(&self, head: HeadMode) -> anyhow::Result<Model> {
-        load(&*self.source.open()?, &self.options(Preparation::InBackground, head)?)
+        let model = load(&*self.source.open()?, &self.options(Preparation::InBackground, head)?)?;
+        self.explain(&model);
+        Ok(model)
+    }
+
+    /// What was measured on this machine before.
+    pub(crate) fn timings(&self) -> Timings {
+        Timings::read(CacheDir::of_user().filter(|_| !self.no_cache).as_ref())
+    }
+
+    /// Says every choice that was made for the model, if that is asked for.
+    pub(crate) fn explain(&self, model: &Model) {
+        for choice in model.choices().iter().filter(|_| self.explain) {
+            say!("{choice}");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::generation::{GenerationArgs, Speed};
 use crate::interrupt::{self, Watch};
 use crate::model::{ModelArgs, finish_preparing, print_notices};
+use crate::profile::ProfileReport;
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
 
@@ -36,6 +37,10 @@ pub(crate) struct RunArgs {
     /// Log-probabilities of each token and of the N most likely: JSON lines on standard error, or part of --json.
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
+    /// Print where the time went: each operation with its calls, time, bytes, GB/s and share of what memory was measured to
+    /// deliver; on standard error, or as part of --json.
+    #[arg(long)]
+    profile: bool,
     /// Print no notes, seed or speed on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -59,6 +64,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let text = model.text()?;
     let ids = prompt_ids(text, prompt, args)?;
     let mut session = model.session(session_options)?;
+    if args.profile {
+        session.start_profile();
+    }
     let options =
         GenerateOptions { logprobs: args.logprobs, ..args.generation.options(sampling.options.clone()) };
     let mut answer = session.generate_from(&ids, &options)?;
@@ -80,11 +88,16 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
             break;
         }
     }
-    printer.end(&answer, sampling.seed())?;
+    let ended = Ended::of(&answer);
+    if args.profile {
+        session.record_timings(&mut args.model.timings());
+    }
+    let profile = ProfileReport::of(&session);
+    printer.end(&ended, sampling.seed(), profile.as_ref())?;
     if !args.quiet && io::stderr().is_terminal() {
         say!("{}", speed.line());
     }
-    if answer.finish_reason().is_none() {
+    if ended.finish_reason.is_none() {
         bail!("interrupted");
     }
     drop(watch);
@@ -118,6 +131,23 @@ fn conversation(text: &Text, system: Option<&str>, prompt: String) -> anyhow::Re
     }
     let system = system.map(|content| Message { role: "system".into(), content: content.into() });
     Ok(system.into_iter().chain([Message { role: "user".into(), content: prompt }]).collect())
+}
+
+/// What is known of an answer when it has ended, and the session is free again.
+struct Ended {
+    prompt_len: usize,
+    n_generated: usize,
+    finish_reason: Option<FinishReason>,
+}
+
+impl Ended {
+    fn of(answer: &Generation<'_>) -> Self {
+        Ended {
+            prompt_len: answer.prompt_len(),
+            n_generated: answer.n_generated(),
+            finish_reason: answer.finish_reason(),
+        }
+    }
 }
 
 /// Puts an answer out: as it comes, or as one JSON object at its end.
@@ -163,26 +193,30 @@ impl<'a> Printer<'a> {
         Ok(())
     }
 
-    fn end(self, answer: &Generation<'_>, seed: Option<u64>) -> io::Result<()> {
+    fn end(self, ended: &Ended, seed: Option<u64>, profile: Option<&ProfileReport<'_>>) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         let Some((text, logprobs)) = self.object else {
             if self.line_break {
                 writeln!(stdout)?;
             }
+            profile.iter().flat_map(|profile| profile.lines()).for_each(|line| say!("{line}"));
             return Ok(());
         };
-        let finish_reason = match answer.finish_reason() {
+        let finish_reason = match ended.finish_reason {
             Some(FinishReason::Stop) => "stop",
             Some(FinishReason::Length) => "length",
             None => "interrupted",
         };
         let mut object = json!({
             "text": text,
-            "prompt_tokens": answer.prompt_len(),
-            "generated_tokens": answer.n_generated(),
+            "prompt_tokens": ended.prompt_len,
+            "generated_tokens": ended.n_generated,
             "finish_reason": finish_reason,
             "seed": seed,
         });
+        if let Some(profile) = profile {
+            object["profile"] = profile.to_json();
+        }
         if !logprobs.is_empty() {
             object["logprobs"] = logprobs.into();
         }

@@ -100,12 +100,12 @@ fn what_only_the_model_can_judge_is_a_failure() {
     let run = |flags: &[&str]| failure(&[&["run", "--prompt", "x"], flags].concat());
     assert_eq!(
         run(&["--context", "5000"]),
-        "a context of 5000 tokens is beyond the 1024 that the model was made for"
+        "a context of 5000 tokens is beyond the 1024 that the model was made for; ask for at most that"
     );
     assert!(run(&["--context", "2"]).contains("context of 2 tokens is full"));
     assert_eq!(failure(&["run", "--raw", "--prompt", "x", "--model", "/no/such"]), {
         let system = fs::metadata("/no/such").unwrap_err();
-        format!("/no/such: {system}")
+        format!("/no/such: {system}; check the path")
     });
 }
 

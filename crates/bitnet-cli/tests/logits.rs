@@ -31,6 +31,9 @@ fn after_an_error_there_is_no_file() {
     let path = folder.path().join("logits.safetensors");
     let output = call(&["logits", "--tokens", "1,2048", "--output", path.to_str().unwrap()]);
     assert_eq!((output.status, output.stdout.as_str()), (1, ""));
-    assert_eq!(output.stderr, "bitnet: error: token 2048 is not in the vocabulary of 2048\n");
+    assert_eq!(
+        output.stderr,
+        "bitnet: error: token 2048 is not in the vocabulary of 2048; give ids below that\n"
+    );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -5,6 +5,7 @@
 mod bench;
 mod chat;
 mod convert;
+mod devices;
 mod errors;
 mod help;
 mod inspect;

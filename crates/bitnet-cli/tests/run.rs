@@ -112,3 +112,37 @@ fn a_closed_output_is_no_failure() {
     let output = crate::output(child.wait_with_output().unwrap());
     assert_eq!((output.status, output.stderr.as_str()), (0, ""));
 }
+
+#[test]
+fn a_profile_has_the_bytes_of_what_was_computed_and_changes_no_token() {
+    let args = ["run", "--raw", "--prompt", "Once upon a time", "--max-tokens", "8", "--no-drafts", "--json"];
+    let plain = json(&quiet_success(&args));
+    let object = json(&quiet_success(&[&args[..], &["--profile", "--threads", "1"]].concat()));
+    assert_eq!((&object["text"], plain.get("profile")), (&plain["text"], None));
+    let profile = &object["profile"];
+    let peak = profile["peak_gb_s"].as_f64().unwrap();
+    let of = |name: &str| {
+        let all = profile["generation"].as_array().unwrap();
+        all.iter()
+            .find(|o| o["operation"] == name)
+            .unwrap_or_else(|| panic!("no {name} in {profile}"))
+            .clone()
+    };
+    // A short prompt, whose last token's logits give the first token, and seven more passes; 8 layers.
+    let passes = 8;
+    let calls = |name: &str| of(name)["calls"].as_u64().unwrap();
+    assert_eq!(
+        [calls("embedding"), calls("down_proj"), calls("norm")],
+        [passes, 8 * passes, (8 * 4 + 1) * passes]
+    );
+    let tokens = object["prompt_tokens"].as_u64().unwrap() + passes - 1;
+    assert_eq!(of("residual")["bytes"], tokens * 8 * 2 * 3 * 256 * 4);
+    for operation in profile["generation"].as_array().unwrap() {
+        let number = |key: &str| operation[key].as_f64().unwrap();
+        let rate = number("bytes") / number("time_s") / 1e9;
+        assert!((number("gb_s") - rate).abs() <= 1e-6 * rate, "{operation}");
+        assert!((number("peak_share") - rate / peak).abs() <= 1e-6 * rate / peak, "{operation}");
+    }
+    let text = call(&["run", "--raw", "--prompt", "Once", "--max-tokens", "2", "--profile"]);
+    assert!(text.stderr.contains("gate_up_proj") && text.stderr.contains("GB/s"), "{}", text.stderr);
+}

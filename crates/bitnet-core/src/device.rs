@@ -1,11 +1,19 @@
 //! Devices: which there are, what they can do, and which is taken.
 
+mod comparison;
+mod system;
+
 use std::fmt;
 use std::str::FromStr;
 
 use bitnet_quant::kernels::Kernels;
 
 use crate::{Error, Result};
+
+pub use comparison::{DeviceReport, compare_devices};
+
+/// Memory that a measurement reads: far more than caches hold.
+const PROBE_BYTES: usize = 1 << 30;
 
 /// Where tensors live and operations run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,10 +48,19 @@ impl Device {
 
     /// Whether this build can use the device on this machine; the error says what is missing.
     pub fn check(self) -> Result<()> {
-        match self {
-            Device::Cpu => Ok(()),
-            device => Err(Error::NotCompiled { feature: device.name() }),
-        }
+        let name = self.name();
+        let compiled = match self {
+            Device::Cpu => return Ok(()),
+            Device::Cuda => cfg!(feature = "cuda"),
+            Device::Metal => cfg!(feature = "metal"),
+            Device::Mlx => cfg!(feature = "mlx"),
+            Device::Wgpu => false,
+        };
+        Err(match compiled {
+            false => Error::NotCompiled { feature: name },
+            // What the feature calls for has no code in this version.
+            true => Error::Unavailable { what: name, reason: "this version has no such backend yet".into() },
+        })
     }
 }
 
@@ -89,34 +106,41 @@ pub fn get_device_info() -> (bool, bool) {
 pub struct CpuCapabilities {
     /// The processor's own name, where the system tells it.
     pub name: Option<String>,
-    /// Hardware threads this process may use.
+    /// Hardware threads that this process may use, by its affinity and the quota of its control group.
     pub n_threads: usize,
+    /// Cores that those threads are on, where the system tells it.
+    pub n_cores: Option<usize>,
     /// Kernel tables that it can run, the plainest first.
     pub kernels: Vec<&'static str>,
-    /// Main memory in bytes, where the system tells it.
+    /// The largest cache in bytes, where the system tells it.
+    pub cache_bytes: Option<u64>,
+    /// Main memory in bytes, or what the control group allows of it, where the system tells it.
     pub memory_bytes: Option<u64>,
+    /// Of that, what is not in use, where the system tells it.
+    pub available_bytes: Option<u64>,
 }
 
 impl CpuCapabilities {
     /// Asks the processor and the system.
     pub fn detect() -> Self {
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
         CpuCapabilities {
-            name: proc_field("/proc/cpuinfo", "model name"),
-            n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            name: system::processor_name(),
+            n_threads,
+            // A quota allows fewer threads than there are cores, and says nothing of which.
+            n_cores: system::n_cores().map(|cores| cores.min(n_threads)),
             kernels: Kernels::available().iter().map(|k| k.name()).collect(),
-            memory_bytes: proc_field("/proc/meminfo", "MemTotal")
-                .and_then(|v| v.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)),
+            cache_bytes: system::cache_bytes(),
+            memory_bytes: system::memory_bytes(),
+            available_bytes: system::available_bytes(),
         }
     }
 }
 
-/// The value of the first line `key : value` of a file under /proc; `None` where there is no such file.
-fn proc_field(path: &str, key: &str) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| {
-        let (k, v) = line.split_once(':')?;
-        (k.trim() == key).then(|| v.trim().to_owned())
-    })
+/// Memory that measurements of reading take: a GiB, or half of what is free where that is less.
+pub fn probe_bytes() -> usize {
+    let half = system::available_bytes().map_or(u64::MAX, |bytes| bytes / 2);
+    PROBE_BYTES.min(usize::try_from(half).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -132,7 +156,20 @@ mod tests {
         assert!("gpu".parse::<Device>().unwrap_err().contains("metal"));
         let message = Device::Cuda.check().unwrap_err().to_string();
         assert!(message.contains("--device cpu") && message.contains("cuda"), "{message}");
-        assert_eq!(get_device_info(), (true, false));
+        assert_eq!((auto_select_device(), get_device_info()), (Device::Cpu, (true, false)));
+    }
+
+    #[test]
+    fn a_feature_without_a_backend_claims_no_device() {
+        for (device, on) in [
+            (Device::Cuda, cfg!(feature = "cuda")),
+            (Device::Metal, cfg!(feature = "metal")),
+            (Device::Mlx, cfg!(feature = "mlx")),
+        ] {
+            let error = device.check().unwrap_err();
+            assert_eq!(matches!(error, Error::Unavailable { .. }), on, "{error}");
+            assert_eq!(matches!(error, Error::NotCompiled { .. }), !on, "{error}");
+        }
     }
 
     #[test]
@@ -141,7 +178,9 @@ mod tests {
         assert!(cpu.n_threads >= 1);
         assert_eq!(cpu.kernels[0], "scalar");
         if cfg!(target_os = "linux") {
-            assert!(cpu.memory_bytes.unwrap() > 1 << 20);
+            let (memory, free) = (cpu.memory_bytes.unwrap(), cpu.available_bytes.unwrap());
+            assert!(memory > 1 << 20 && free <= memory && probe_bytes() as u64 <= free.max(1));
+            assert!(cpu.n_cores.is_none_or(|cores| (1..=cpu.n_threads).contains(&cores)));
         }
     }
 }

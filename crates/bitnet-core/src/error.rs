@@ -1,9 +1,14 @@
 //! What can go wrong below the engine: one variant for each thing that a caller can do something about.
 //!
-//! Messages name the file, the place in it and the rule that is broken, and say what to do next where
-//! there is something to do.
+//! Messages name the file, the place in it and the rule that is broken, and say what to do next.
 
+mod recovery;
+
+#[cfg(feature = "backtrace")]
+use std::backtrace::Backtrace as Trace;
 use std::path::{Path, PathBuf};
+
+pub use recovery::{Recovery, RetryPolicy};
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -13,7 +18,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write a file.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; {}", .path.display(), io_advice(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -27,7 +32,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file breaks a rule of its format.
-    #[error("{}: at byte {offset}: {rule}", .path.display())]
+    #[error("{}: at byte {offset}: {rule}; {DAMAGED}", .path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -47,7 +52,7 @@ pub enum Error {
     /// A folder without a model.
     #[error(
         "{}: the folder holds no model: that is a config.json with model.safetensors (or its parts with \
-         model.safetensors.index.json), or a .gguf file",
+         model.safetensors.index.json), or a .gguf file; give the path of one that does",
         .path.display()
     )]
     NoModelInFolder {
@@ -75,7 +80,7 @@ pub enum Error {
         looked_at: PathBuf,
     },
     /// A metadata key or configuration field is missing.
-    #[error("{}: the key `{key}` is missing", .path.display())]
+    #[error("{}: the key `{key}` is missing; {DAMAGED}", .path.display())]
     MissingKey {
         /// The file.
         path: PathBuf,
@@ -83,7 +88,7 @@ pub enum Error {
         key: String,
     },
     /// A metadata key or configuration field has a value that cannot be right.
-    #[error("{}: the key `{key}` {problem}", .path.display())]
+    #[error("{}: the key `{key}` {problem}{}", .path.display(), advice(problem))]
     BadKey {
         /// The file.
         path: PathBuf,
@@ -93,7 +98,7 @@ pub enum Error {
         problem: String,
     },
     /// A tensor that the configuration calls for is not in the file.
-    #[error("{}: the tensor `{name}` is missing", .path.display())]
+    #[error("{}: the tensor `{name}` is missing; {DAMAGED}", .path.display())]
     MissingTensor {
         /// The file.
         path: PathBuf,
@@ -101,7 +106,7 @@ pub enum Error {
         name: String,
     },
     /// A tensor's type, shape or contents cannot be right.
-    #[error("{}: the tensor `{name}` {problem}", .path.display())]
+    #[error("{}: the tensor `{name}` {problem}{}", .path.display(), advice(problem))]
     BadTensor {
         /// The file.
         path: PathBuf,
@@ -111,7 +116,7 @@ pub enum Error {
         problem: String,
     },
     /// No conversion between the two types exists.
-    #[error("{from} cannot be converted to {to}")]
+    #[error("{from} cannot be converted to {to}; convert to f32 first, which every type can become")]
     Conversion {
         /// The type at hand.
         from: crate::BitNetDType,
@@ -119,7 +124,9 @@ pub enum Error {
         to: crate::BitNetDType,
     },
     /// The bytes of a tensor are not as many as its shape and type call for.
-    #[error("a {dtype} tensor of shape {shape:?} has {want} bytes, not {got}")]
+    #[error(
+        "a {dtype} tensor of shape {shape:?} has {want} bytes, not {got}; give as many as its shape says"
+    )]
     ByteLength {
         /// The shape.
         shape: Vec<usize>,
@@ -139,7 +146,9 @@ pub enum Error {
         precision: crate::BitNetDType,
     },
     /// Memory beyond a pool's cap, or beyond what the system gives.
-    #[error("cannot allocate {requested} bytes: {reason}")]
+    #[error(
+        "cannot allocate {requested} bytes: {reason}; ask for less (a shorter --context, for one), or raise the limit"
+    )]
     OutOfMemory {
         /// The bytes asked for.
         requested: usize,
@@ -155,10 +164,12 @@ pub enum Error {
         must: &'static str,
     },
     /// A handle was given back that the pool does not hold.
-    #[error("this memory handle does not belong to the pool it was returned to")]
+    #[error(
+        "this memory handle does not belong to the pool it was returned to; give it back to the one that made it"
+    )]
     ForeignHandle,
     /// Text cannot be encoded, or ids cannot be decoded.
-    #[error("tokenizer: {0}")]
+    #[error("tokenizer: {0}; use the tokenizer files that came with the model")]
     Tokenizer(String),
     /// A chat template cannot be parsed or rendered.
     #[error("chat template: {0}; run with --raw to send the prompt without a template")]
@@ -169,18 +180,64 @@ pub enum Error {
         /// The name of the backend.
         feature: &'static str,
     },
-    /// The backend is compiled in, but the machine lacks what it needs.
-    #[error("unavailable: {reason}")]
+    /// The instruction set asked for cannot be used.
+    #[error(transparent)]
+    Isa(#[from] bitnet_quant::kernels::UnusableIsa),
+    /// A part is compiled in, but what it needs is not there.
+    #[error("{what} is unavailable: {reason}; use --device cpu, or do without")]
     Unavailable {
+        /// The part.
+        what: &'static str,
         /// What is missing.
         reason: String,
     },
+    /// A backend that can be used failed at an operation.
+    #[error("the {backend} backend failed: {reason}; use --device cpu, and report the failure")]
+    Backend {
+        /// The backend.
+        backend: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// Another error, and what was being done.
+    #[error("{context}: {source}")]
+    Context {
+        /// What was being done.
+        context: String,
+        /// What went wrong.
+        source: Box<Error>,
+        /// Where it was being done.
+        #[cfg(feature = "backtrace")]
+        trace: Trace,
+    },
 }
+
+/// What helps where a file is not as its format wants it.
+const DAMAGED: &str = "get the file again, or convert the model again";
 
 impl Error {
     /// An [`Error::Io`] for `path`.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Error::Io { path: path.to_owned(), source }
+    }
+
+    /// This error, with what was being done when it arose.
+    pub fn context(self, context: impl Into<String>) -> Self {
+        Error::Context {
+            context: context.into(),
+            source: Box::new(self),
+            #[cfg(feature = "backtrace")]
+            trace: Trace::capture(),
+        }
+    }
+
+    /// The calls that led to the place where context was added, if the environment asks for it (`RUST_BACKTRACE=1`).
+    #[cfg(feature = "backtrace")]
+    pub fn captured_backtrace(&self) -> Option<&Trace> {
+        match self {
+            Error::Context { trace, .. } => Some(trace),
+            _ => None,
+        }
     }
 
     /// An [`Error::Malformed`] for `path`.
@@ -199,6 +256,119 @@ impl Error {
     }
 }
 
+/// What to do about a broken rule of a format, where the rule does not say it itself behind a semicolon.
+fn advice(problem: &str) -> String {
+    if problem.contains("; ") { String::new() } else { format!("; {DAMAGED}") }
+}
+
+/// What to do about an error of the system.
+fn io_advice(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::NotFound => "check the path",
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => "check its permissions, or use another path",
+        Kind::StorageFull | Kind::QuotaExceeded => "free some space, or use another disk",
+        Kind::IsADirectory | Kind::NotADirectory => "give the path of a file",
+        _ => "try again, or use a copy at another path",
+    }
+}
+
 fn names(dtypes: &[crate::BitNetDType]) -> String {
     dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BitNetDType;
+    use crate::mixed_precision::ComponentType;
+
+    /// One of each variant: the match below does not compile before a new one is here, too.
+    fn one_of_each() -> Vec<Error> {
+        let path = || PathBuf::from("m.gguf");
+        let text = || String::from("x");
+        let io = |kind| Error::io(Path::new("m.gguf"), std::io::Error::from(kind));
+        let all = vec![
+            io(std::io::ErrorKind::NotFound),
+            io(std::io::ErrorKind::PermissionDenied),
+            io(std::io::ErrorKind::StorageFull),
+            io(std::io::ErrorKind::IsADirectory),
+            io(std::io::ErrorKind::UnexpectedEof),
+            Error::NotAFile { path: path() },
+            Error::Malformed { path: path(), offset: 1, rule: text() },
+            Error::UnknownFormat { path: path(), hint: "give the folder with its config.json" },
+            Error::NoModelInFolder { path: path() },
+            Error::SeveralModels { path: path(), files: vec![text()] },
+            Error::NotInHubCache { name: text(), looked_at: path() },
+            Error::MissingKey { path: path(), key: text() },
+            Error::BadKey { path: path(), key: text(), problem: text() },
+            Error::MissingTensor { path: path(), name: text() },
+            Error::BadTensor { path: path(), name: text(), problem: text() },
+            Error::Conversion { from: BitNetDType::F32, to: BitNetDType::I4 },
+            Error::ByteLength { shape: vec![1], dtype: BitNetDType::F32, want: 4, got: 3 },
+            Error::Precision { component: ComponentType::KvCache, precision: BitNetDType::I4 },
+            Error::OutOfMemory { requested: 1, reason: "the pool's cap would be exceeded" },
+            Error::PoolConfig { field: "max_large_pool_size", must: "more than 0" },
+            Error::ForeignHandle,
+            Error::Tokenizer(text()),
+            Error::ChatTemplate(text()),
+            Error::NotCompiled { feature: "cuda" },
+            Error::Isa("avx1024".parse::<bitnet_quant::kernels::Isa>().unwrap_err()),
+            Error::Unavailable { what: "cuda", reason: text() },
+            Error::Backend { backend: "cuda", reason: text() },
+            Error::ForeignHandle.context("closing"),
+        ];
+        for error in &all {
+            match error {
+                Error::Io { .. }
+                | Error::NotAFile { .. }
+                | Error::Malformed { .. }
+                | Error::UnknownFormat { .. }
+                | Error::NoModelInFolder { .. }
+                | Error::SeveralModels { .. }
+                | Error::NotInHubCache { .. }
+                | Error::MissingKey { .. }
+                | Error::BadKey { .. }
+                | Error::MissingTensor { .. }
+                | Error::BadTensor { .. }
+                | Error::Conversion { .. }
+                | Error::ByteLength { .. }
+                | Error::Precision { .. }
+                | Error::OutOfMemory { .. }
+                | Error::PoolConfig { .. }
+                | Error::ForeignHandle
+                | Error::Tokenizer(_)
+                | Error::ChatTemplate(_)
+                | Error::NotCompiled { .. }
+                | Error::Isa(_)
+                | Error::Unavailable { .. }
+                | Error::Backend { .. }
+                | Error::Context { .. } => {}
+            }
+        }
+        all
+    }
+
+    /// What to do, or what can be had instead, stands behind a semicolon; a setting's message says what it must be.
+    #[test]
+    fn every_message_says_what_to_do_next() {
+        let starts =
+            ["ask", "check", "convert", "free", "get", "give", "it can", "nothing", "run", "try", "use"];
+        for error in one_of_each() {
+            let message = error.to_string();
+            let mut advice = message.split("; ").skip(1);
+            let says = advice.any(|advice| starts.iter().any(|start| advice.starts_with(start)));
+            assert!(says || message.contains(" must be "), "no advice in: {message}");
+        }
+    }
+
+    #[test]
+    fn context_stands_before_the_cause_and_keeps_it() {
+        use std::error::Error as _;
+        let error = Error::NotCompiled { feature: "cuda" }.context("opening the model");
+        assert_eq!(error.to_string(), "opening the model: this build has no cuda backend; use --device cpu");
+        assert!(error.source().unwrap().to_string().contains("no cuda"));
+        #[cfg(feature = "backtrace")]
+        assert!(error.captured_backtrace().is_some());
+    }
 }

@@ -1,8 +1,9 @@
 //! Files, memory, tensors, tokenizers and devices of the BitNet engine.
 //!
-//! The engine opens a model file ([`mod@file`]), decides the number format of each tensor ([`mixed_precision`]),
-//! converts what has to be converted ([`conversion`]) into pool memory ([`memory`]) and turns text into token ids
-//! and back ([`tokenizer`]). Each concept has its one home here; `bitnet-inference` puts them together.
+//! The engine opens a model file ([`mod@file`]), chooses what it runs on ([`execution`], [`device`]), decides the number
+//! format of each tensor ([`mixed_precision`]), converts what has to be converted ([`conversion`]) into pool memory
+//! ([`memory`]) and turns text into token ids and back ([`tokenizer`]). Each concept has its one home here;
+//! `bitnet-inference` puts them together.
 
 pub mod conversion;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod mixed_precision;
 mod sync;
 pub mod tensor;
+#[cfg(feature = "tokenizers")]
 pub mod tokenizer;
 
 pub use device::Device;

@@ -361,7 +361,8 @@ fn check_device(device: &Device) -> Result<()> {
     match device {
         Device::Cpu => Ok(()),
         other => {
-            Err(Error::Unavailable { reason: format!("the pool has no {other} memory; allocate on the CPU") })
+            let reason = "its pool is not this one; allocate on the CPU".to_owned();
+            Err(Error::Unavailable { what: other.name(), reason })
         }
     }
 }

@@ -304,10 +304,9 @@ mod tests {
             c.validate(Path::new("config.json"), &hf::KEYS).unwrap_err().to_string()
         };
         assert!(config().validate(Path::new("x"), &hf::KEYS).is_ok());
-        assert_eq!(
-            refused(|c| c.n_kv_heads = 3),
-            "config.json: the key `num_key_value_heads` is 3, which does not divide the 4 query heads"
-        );
+        let heads =
+            "config.json: the key `num_key_value_heads` is 3, which does not divide the 4 query heads; ";
+        assert!(refused(|c| c.n_kv_heads = 3).starts_with(heads));
         assert!(refused(|c| c.n_layers = 0).contains("num_hidden_layers"));
         assert!(refused(|c| c.dim = usize::MAX).contains("hidden_size"));
         assert!(refused(|c| c.head_dim = 31).contains("head_dim"));

@@ -12,9 +12,6 @@ pub enum Error {
     /// A file, a tokenizer or memory.
     #[error(transparent)]
     Core(#[from] bitnet_core::Error),
-    /// The instruction set asked for cannot be used.
-    #[error(transparent)]
-    Isa(#[from] bitnet_quant::kernels::UnusableIsa),
     /// The model is of a kind that the engine does not know.
     #[error("{}: {what} is not supported; {hint}", .path.display())]
     Unsupported {
@@ -28,7 +25,7 @@ pub enum Error {
     /// An infinity or NaN arose: the weights are broken, or do not belong together.
     #[error(
         "the model produced an infinity or NaN in {op}{} at position {position}: its weights are broken, or the file \
-         is of another layout than it says (for I2_S files see --i2s-layout)",
+         is of another layout than it says; try another --i2s-layout for an I2_S file, or get the file again",
         layer_name(*.layer)
     )]
     NonFinite {
@@ -46,7 +43,9 @@ pub enum Error {
         max_seq_len: usize,
     },
     /// More positions were asked for than the model was made for.
-    #[error("a context of {asked} tokens is beyond the {limit} that the model was made for")]
+    #[error(
+        "a context of {asked} tokens is beyond the {limit} that the model was made for; ask for at most that"
+    )]
     ContextTooLong {
         /// Positions asked for.
         asked: usize,
@@ -54,7 +53,7 @@ pub enum Error {
         limit: usize,
     },
     /// A token id is not in the vocabulary.
-    #[error("token {id} is not in the vocabulary of {vocab_size}")]
+    #[error("token {id} is not in the vocabulary of {vocab_size}; give ids below that")]
     TokenOutOfRange {
         /// The id.
         id: u32,
@@ -84,4 +83,51 @@ pub enum Error {
 
 fn layer_name(layer: Option<usize>) -> String {
     layer.map_or(String::new(), |l| format!(" of layer {l}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each variant: the match below does not compile before a new one is here, too.
+    fn one_of_each() -> Vec<Error> {
+        let text = || String::from("x");
+        let all = vec![
+            Error::Core(bitnet_core::Error::ForeignHandle),
+            Error::Unsupported { path: "m.gguf".into(), what: text(), hint: "convert the model".into() },
+            Error::NonFinite { layer: Some(1), op: "the gate", position: 2 },
+            Error::ContextFull { max_seq_len: 1 },
+            Error::ContextTooLong { asked: 2, limit: 1 },
+            Error::TokenOutOfRange { id: 1, vocab_size: 1 },
+            Error::EmptyPrompt,
+            Error::BadOption { option: "the context", must: "at least 1" },
+            Error::MissingPart { part: "tokenizer", hint: "put tokenizer.json beside the weights" },
+        ];
+        for error in &all {
+            match error {
+                Error::Core(_)
+                | Error::Unsupported { .. }
+                | Error::NonFinite { .. }
+                | Error::ContextFull { .. }
+                | Error::ContextTooLong { .. }
+                | Error::TokenOutOfRange { .. }
+                | Error::EmptyPrompt
+                | Error::BadOption { .. }
+                | Error::MissingPart { .. } => {}
+            }
+        }
+        all
+    }
+
+    /// An option's message says what its value must be; every other one says what to do behind its last semicolon.
+    #[test]
+    fn every_message_says_what_to_do_next() {
+        let starts = ["ask", "convert", "get", "give", "put", "try", "use"];
+        for error in one_of_each() {
+            let message = error.to_string();
+            let advice = message.rsplit("; ").next().filter(|advice| *advice != message);
+            let says = advice.is_some_and(|advice| starts.iter().any(|start| advice.starts_with(start)));
+            assert!(says || message.contains(" must be "), "no advice in: {message}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ use crate::Result;
 use crate::config::ModelConfig;
 use crate::model::Model;
 use crate::ops::Cpu;
+use crate::profile::Operation;
 use crate::sampling::Sampler;
 use crate::state::RunState;
 use crate::weights::WeightBytes;
@@ -179,11 +180,14 @@ impl Model {
             *need = sampler.need(first + row + 1);
         }
         let x = &state.normed[rows.start * dim..rows.end * dim];
+        state.recorder.go_on();
         let bounded = match (&inner.head, needs[0]) {
             (Some(head), Some(need)) => {
                 // Whether there is a need is a matter of the sampler's options, not of the row.
                 let needs = needs.map(|n| n.unwrap_or(need));
-                state.head.bound(cpu, head, x, n_tokens, &needs[..rows.len()])
+                let bounded = state.head.bound(cpu, head, x, n_tokens, &needs[..rows.len()]);
+                state.recorder.lap(Operation::HeadBounds, || self.head_bytes().all_rows);
+                bounded
             }
             _ => false,
         };
@@ -195,6 +199,8 @@ impl Model {
                 sampler.touch(tokens, generated_from, n_tokens);
                 let w = inner.weights.head().view();
                 state.head.candidates = state.head.select(cpu, &w, (t, x), n_tokens, &need, sampler);
+                let read = state.head.candidates.unwrap_or(0);
+                state.recorder.lap(Operation::HeadRows, || read * self.head_bytes().row);
             }
             let token = if state.head.candidates.is_some() {
                 sampler.choose(tokens.len())
@@ -202,6 +208,7 @@ impl Model {
                 self.logits(row, first, state)?;
                 sampler.sample(&state.logits[..n_tokens], tokens, generated_from, tokens.len())
             };
+            state.recorder.lap(Operation::Sampling, || 0);
             if !accept(token) {
                 break;
             }

@@ -76,6 +76,11 @@ impl KvCache {
         heads.head_dim * dtype.bits() / 8 + scale
     }
 
+    /// Bytes of the keys and values of `n` positions of one layer.
+    pub(crate) fn bytes_of(&self, n: usize) -> usize {
+        2 * n * self.heads.n_kv_heads * Self::row_bytes(self.heads, self.dtype)
+    }
+
     /// Forgets the tokens from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

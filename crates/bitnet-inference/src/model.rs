@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bitnet_core::execution::{Choice, ExecutionBackend};
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_quant::attention::attention;
 use bitnet_quant::float::sin_cos;
@@ -14,9 +15,10 @@ use crate::derived::Preparing;
 use crate::head::DerivedHead;
 use crate::kv_cache::KvCache;
 use crate::ops::{Cpu, Scratch};
+use crate::profile::{Operation, f32_bytes};
 use crate::state::RunState;
 use crate::text::Text;
-use crate::weights::{Layer, Norm, Weights};
+use crate::weights::{Layer, Linear, Norm, Weights};
 use crate::{Error, Result};
 
 /// An open model: configuration, weights and tokenizer. Immutable and shared; clones are cheap.
@@ -33,6 +35,8 @@ pub(crate) struct Inner {
     pub(crate) head: Option<DerivedHead>,
     pub(crate) text: Option<Text>,
     pub(crate) notices: Vec<String>,
+    pub(crate) choices: Vec<Choice>,
+    pub(crate) backend: ExecutionBackend,
     pub(crate) kernels: &'static Kernels,
     pub(crate) threads: Threads,
     pub(crate) pool: HybridMemoryPool,
@@ -73,11 +77,16 @@ impl Model {
         let cpu = Cpu { kernels, threads };
         let first = cache.position;
         let mut sound = Sound { n: tokens.len(), broken: None };
+        state.recorder.begin(tokens.len());
 
         for (token, h) in tokens.iter().zip(state.hidden.chunks_exact_mut(config.dim)) {
             weights.embedding.view().row(*token as usize, h);
         }
         rotation_tables(&weights.inverse_frequencies, first, tokens.len(), &mut state.cos, &mut state.sin);
+        state.recorder.lap(Operation::Embedding, || {
+            let row = weights.embedding.bytes().len() / config.vocab_size;
+            tokens.len() * (row + f32_bytes(config.dim + config.head_dim))
+        });
         for (l, layer) in weights.layers.iter().enumerate() {
             attention_block(cpu, config, layer, l, first, cache, state, &mut sound);
             ffn_block(cpu, config, layer, l, state, &mut sound);
@@ -89,6 +98,7 @@ impl Model {
         cpu.norm_rows(&state.hidden[..sound.n * config.dim], &weights.output_norm, normed);
         // Not every token's logits are computed; each is judged here, so that it does not matter which are.
         sound.note(cpu.finite_rows(normed, config.dim), None, "the output norm");
+        state.recorder.lap(Operation::Norm, || f32_bytes(2 * tokens.len() * config.dim));
         let n = sound.n;
         cache.position += n;
         cache.len += n;
@@ -101,8 +111,12 @@ impl Model {
     /// The logits of the token in row `row` of the last chunk, whose first token was at `position`: (vocab_size).
     pub(crate) fn logits(&self, row: usize, position: usize, state: &mut RunState) -> Result<()> {
         let Inner { config, weights, kernels, threads, .. } = &*self.inner;
+        state.recorder.go_on();
         let x = &state.normed[row * config.dim..][..config.dim];
         Cpu { kernels, threads }.dense(weights.head(), x, 1, &mut state.logits);
+        state
+            .recorder
+            .lap(Operation::HeadFull, || weights.head_bytes() + f32_bytes(config.dim + config.vocab_size));
         if kernels.absmax_bits(&state.logits) >= NON_FINITE {
             return Err(Error::NonFinite { layer: None, op: "the logits", position: position + row });
         }
@@ -132,6 +146,7 @@ fn attention_block(
 
     let n = sound.n;
     cpu.norm_rows(&hidden[..n * dim], &layer.attn_norm, &mut normed[..n * dim]);
+    state.recorder.lap(Operation::Norm, || f32_bytes(2 * n * dim));
     let projected = cpu.project(
         [&layer.q_proj, &layer.k_proj, &layer.v_proj],
         &normed[..n * dim],
@@ -140,27 +155,40 @@ fn attention_block(
         &mut scratch,
     );
     sound.note(projected, Some(l), "the input of attention");
+    state.recorder.lap(Operation::QkvProjection, || {
+        let weights: usize =
+            [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(Linear::size_bytes).iter().sum();
+        weights + f32_bytes(n * (dim + q_dim + 2 * kv_dim))
+    });
 
     let n = sound.n;
     let tables = (&state.cos[..n * head_dim / 2], &state.sin[..n * head_dim / 2]);
     let scale = 1.0 / (head_dim as f32).sqrt();
     rotate_heads(cpu, &mut q[..n * q_dim], layer.q_norm.as_ref(), q_dim, tables, scale);
     rotate_heads(cpu, &mut k[..n * kv_dim], layer.k_norm.as_ref(), kv_dim, tables, 1.0);
+    state.recorder.lap(Operation::Rotation, || f32_bytes(2 * n * (q_dim + kv_dim)));
     if let Err((token, op)) = cache.store(cpu, l, first, &k[..n * kv_dim], &v[..n * kv_dim]) {
         sound.note(Err(token), Some(l), op);
     }
+    state.recorder.lap(Operation::KvStore, || f32_bytes(2 * n * kv_dim) + cache.bytes_of(n));
 
     let n = sound.n;
     let mixed = &mut mixed[..n * q_dim];
     let q = &q[..n * q_dim];
     attention(cpu.kernels, cpu.threads, config.heads(), q, cache.layer(l), first, partials.view(), mixed);
+    state.recorder.lap(Operation::Attention, || cache.bytes_of(first + n) + f32_bytes(2 * n * q_dim));
     if let Some(norm) = &layer.attn_sub_norm {
         cpu.norm_in_place(mixed, norm);
+        state.recorder.lap(Operation::Norm, || f32_bytes(2 * n * q_dim));
     }
     let out = &mut normed[..n * dim];
     let projected = cpu.project([&layer.o_proj], mixed, n, [&mut *out], &mut scratch);
     sound.note(projected, Some(l), "the output of attention");
+    state
+        .recorder
+        .lap(Operation::OutputProjection, || layer.o_proj.size_bytes() + f32_bytes(n * (q_dim + dim)));
     cpu.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim], dim);
+    state.recorder.lap(Operation::Residual, || f32_bytes(3 * n * dim));
 }
 
 /// `h += down_proj(ffn_sub_norm(f(gate_proj(z)) · up_proj(z)))` of `z = ffn_norm(h)`.
@@ -183,6 +211,7 @@ fn ffn_block(
 
     let n = sound.n;
     cpu.norm_rows(&hidden[..n * dim], &layer.ffn_norm, &mut normed[..n * dim]);
+    state.recorder.lap(Operation::Norm, || f32_bytes(2 * n * dim));
     let projected = cpu.project(
         [&layer.gate_proj, &layer.up_proj],
         &normed[..n * dim],
@@ -191,6 +220,9 @@ fn ffn_block(
         &mut scratch,
     );
     sound.note(projected, Some(l), "the input of the feed-forward network");
+    state.recorder.lap(Operation::GateUpProjection, || {
+        layer.gate_proj.size_bytes() + layer.up_proj.size_bytes() + f32_bytes(n * (dim + 2 * ffn_dim))
+    });
     // max(x, 0) would hide a negative infinity.
     let finite = cpu.finite_rows(&gate[..sound.n * ffn_dim], ffn_dim);
     sound.note(finite, Some(l), "the gate of the feed-forward network");
@@ -198,12 +230,18 @@ fn ffn_block(
     let n = sound.n;
     let gate = &mut gate[..n * ffn_dim];
     cpu.gate(config.activation, gate, &up[..n * ffn_dim], ffn_dim);
+    state.recorder.lap(Operation::Gate, || f32_bytes(3 * n * ffn_dim));
     if let Some(norm) = &layer.ffn_sub_norm {
         cpu.norm_in_place(gate, norm);
+        state.recorder.lap(Operation::Norm, || f32_bytes(2 * n * ffn_dim));
     }
     let projected = cpu.project([&layer.down_proj], gate, n, [&mut normed[..n * dim]], &mut scratch);
     sound.note(projected, Some(l), "the output of the feed-forward network");
+    state
+        .recorder
+        .lap(Operation::DownProjection, || layer.down_proj.size_bytes() + f32_bytes(n * (ffn_dim + dim)));
     cpu.add(&mut hidden[..sound.n * dim], &normed[..sound.n * dim], dim);
+    state.recorder.lap(Operation::Residual, || f32_bytes(3 * n * dim));
 }
 
 /// Norms (where the model does) and rotates every head of every token in `x`: (n, heads, head_dim).

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bitnet_core::Error as CoreError;
-use bitnet_core::execution::{choose_layout, known_layout};
+use bitnet_core::execution::{
+    Choice, ExecutionPlan, ExecutionRequest, OpenBackend, OperationContext, Strategy,
+};
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::file::{CacheDir, Mapping};
 use bitnet_core::memory::{CleanupStrategy, HybridMemoryPool, release_freed_memory};
@@ -33,10 +35,14 @@ pub const MAX_THREADS: usize = 1024;
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
-    /// Threads that compute; one for each hardware thread when absent.
+    /// Threads that compute; when absent one for each core or hardware thread, whichever is measured to be faster here.
     pub n_threads: Option<usize>,
     /// The instruction set; the widest that the processor has when absent.
     pub isa: Option<Isa>,
+    /// How a backend is chosen, where no instruction set is given.
+    pub strategy: Strategy,
+    /// What opens backends in the place of the engine's own constructors.
+    pub open_backend: Option<OpenBackend>,
     /// The byte order of I2_S tensors, which their files do not tell.
     pub i2s_layout: I2sLayout,
     /// The layout of ternary weights in memory; the one that is measured to be the fastest here when absent.
@@ -104,13 +110,24 @@ impl Model {
     ) -> Result<Self> {
         // Weights are quantised with the same arithmetic, whatever mode the host's threads are in.
         let _env = DefaultFloatEnv::enter();
-        let hardware_threads = || std::thread::available_parallelism().map_or(1, usize::from);
-        let n_threads = options.n_threads.unwrap_or_else(|| hardware_threads().min(MAX_THREADS));
-        if !(1..=MAX_THREADS).contains(&n_threads) {
+        if options.n_threads.is_some_and(|n| !(1..=MAX_THREADS).contains(&n)) {
             return Err(Error::BadOption { option: "the number of threads", must: "between 1 and 1024" });
         }
-        let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
-        let threads = Threads::new(n_threads);
+        let config = source.config();
+        let request = ExecutionRequest {
+            strategy: options.strategy.clone(),
+            operation: main_operation(config),
+            isa: options.isa,
+            n_threads: options.n_threads,
+            layout: options.layout,
+            open: options.open_backend,
+        };
+        let cache = match options.preparation {
+            Preparation::Never => None,
+            _ => options.cache.clone().or_else(CacheDir::of_user),
+        };
+        let mut plan = ExecutionPlan::new(&request, cache.as_ref())?;
+        let n_threads = plan.threads().len();
         let pool = options.pool.clone().map_or_else(HybridMemoryPool::new, Ok)?;
         let precision = PrecisionManager::new(MixedPrecisionConfig::default())?;
         let load = |tiles: Tiles<'_>, progress: &mut dyn FnMut(LoadProgress)| {
@@ -119,7 +136,7 @@ impl Model {
         // The vocabulary of a large model takes as long as its weights.
         let (prepared, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| source.text());
-            let weights = prepared(source, options, (kernels, &threads), &pool, &load, progress);
+            let weights = prepared(source, options, cache, &mut plan, &pool, &load, progress);
             (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (text, notice) = match text? {
@@ -135,6 +152,10 @@ impl Model {
         pool.cleanup(CleanupStrategy::Compaction);
         release_freed_memory();
         let weights = Arc::new(weights);
+        let kernels = plan.kernels();
+        let (chosen, reason) = head_choice(&options.head, head.is_some(), unprepared.is_some());
+        plan.note("head", chosen, reason);
+        let notices = plan.notices().iter().cloned().chain(notice).collect();
         Ok(Model {
             inner: Arc::new(Inner {
                 config: source.config().clone(),
@@ -142,9 +163,11 @@ impl Model {
                 weights,
                 head,
                 text,
-                notices: notice.into_iter().collect(),
+                notices,
                 kernels,
-                threads,
+                choices: plan.choices().to_vec(),
+                backend: plan.backend(),
+                threads: plan.into_threads(),
                 pool,
             }),
         })
@@ -182,9 +205,19 @@ impl Model {
         &self.inner.notices
     }
 
+    /// What the model runs on and why, with every backend that was passed over.
+    pub fn choices(&self) -> &[Choice] {
+        &self.inner.choices
+    }
+
     /// The name of the kernels in use.
     pub fn kernels_name(&self) -> &'static str {
         self.inner.kernels.name()
+    }
+
+    /// The kernels and the threads, for measurements of what the processor could do with them.
+    pub fn processor(&self) -> (&Kernels, &Threads) {
+        (self.inner.kernels, &self.inner.threads)
     }
 
     /// Threads that compute.
@@ -218,28 +251,27 @@ type Load<'a> = &'a dyn Fn(Tiles<'_>, &mut dyn FnMut(LoadProgress)) -> Result<We
 fn prepared(
     source: &dyn Source,
     options: &ModelOptions,
-    (kernels, threads): (&Kernels, &Threads),
+    cache: Option<CacheDir>,
+    plan: &mut ExecutionPlan,
     pool: &HybridMemoryPool,
     load: Load<'_>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Prepared> {
-    let cache = match options.preparation {
-        Preparation::Never => None,
-        _ => options.cache.clone().or_else(CacheDir::of_user),
-    };
     let c = source.config();
     let is_small = c.n_projection_weights() / 4 < SMALL_MODEL_BYTES;
     let in_background = options.preparation == Preparation::InBackground;
-    let make_head =
-        |weights: &Weights| DerivedHead::build(&options.head, kernels, threads, pool, &weights.head().view());
-    // For a small model a choice is not worth a measurement.
-    let quick_layout = if is_small && kernels.has_tiles() { Layout::Tiles } else { Layout::TwoBit };
+    let make_head = |weights: &Weights, plan: &ExecutionPlan| {
+        DerivedHead::build(&options.head, plan.kernels(), plan.threads(), pool, &weights.head().view())
+    };
     let Some(cache) = cache.filter(|_| !(is_small && in_background)) else {
         // A small model has derived forms at once, a large one only those that are asked for.
-        let layout = options.layout.unwrap_or(quick_layout);
+        let layout = match is_small {
+            true => plan.quick_layout(),
+            false => plan.mapped_layout(),
+        };
         let weights = load(if layout == Layout::Tiles { Tiles::Pack } else { Tiles::None }, progress)?;
         let wants_head = is_small || options.head.mode == HeadMode::Int4;
-        let head = if wants_head { make_head(&weights)? } else { None };
+        let head = if wants_head { make_head(&weights, plan)? } else { None };
         return Ok(Prepared { weights, head, unprepared: None });
     };
 
@@ -253,32 +285,48 @@ fn prepared(
         let head = image.and_then(|image| DerivedHead::of(&options.head, image, c.vocab_size, c.dim));
         Ok(Prepared { weights, head, unprepared: None })
     };
-    let known = options.layout.or_else(|| match is_small {
-        true => Some(quick_layout),
-        false => known_layout(kernels, threads, &cache),
-    });
-    if let Some(derived) = known.and_then(place_for).and_then(|place| place.open(threads.len())) {
+    let known = match is_small {
+        true => Some(plan.quick_layout()),
+        false => plan.known_layout(&cache),
+    };
+    if let Some(derived) = known.and_then(place_for).and_then(|place| place.open(plan.threads().len())) {
         return with_derived(&derived, progress);
     }
     // What is measured takes memory that only a file justifies which is as large as it says.
     let weights = load(Tiles::None, progress)?;
-    let layout = known.unwrap_or_else(|| choose_layout(kernels, threads, &cache));
+    let layout = known.unwrap_or_else(|| plan.measure_layout(&cache));
     let Some(place) = place_for(layout) else {
-        let head = if is_small { make_head(&weights)? } else { None };
+        let head = if is_small { make_head(&weights, plan)? } else { None };
         return Ok(Prepared { weights, head, unprepared: None });
     };
     if in_background {
         return Ok(Prepared { weights, head: None, unprepared: Some(place) });
     }
-    place.build(&weights, kernels, threads, &AtomicBool::new(false), &|_| ())?;
-    match place.open(threads.len()) {
+    place.build(&weights, plan.kernels(), plan.threads(), &AtomicBool::new(false), &|_| ())?;
+    match place.open(plan.threads().len()) {
         Some(derived) => {
             drop(weights);
             source.release_pages();
             with_derived(&derived, progress)
         }
         // Somebody made room in the cache meanwhile.
-        None => Ok(Prepared { head: make_head(&weights)?, weights, unprepared: None }),
+        None => Ok(Prepared { head: make_head(&weights, plan)?, weights, unprepared: None }),
+    }
+}
+
+/// What most of a generated token's time goes to.
+pub(crate) fn main_operation(config: &ModelConfig) -> OperationContext {
+    OperationContext::bitlinear(1, config.ffn_dim, config.dim)
+}
+
+/// How the head is computed, and why.
+fn head_choice(options: &HeadOptions, derived: bool, later: bool) -> (&'static str, &'static str) {
+    match (derived, options.mode) {
+        (true, HeadMode::Exact) => ("exact", "all rows in 8 bits, and those that can win as they are stored"),
+        (true, _) => ("int4", "all rows in 4 bits, as was asked for"),
+        (false, HeadMode::F16) => ("f16", "all rows as they are stored, as was asked for"),
+        (false, _) if later => ("f16", "its 8-bit form is being made for later runs"),
+        (false, _) => ("f16", "too few rows for another form to save time, or a large model without a cache"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use bitnet_core::BitNetDType;
+use bitnet_core::execution::{Timings, record};
 use bitnet_core::memory::{HybridMemoryPool, Reclaim};
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
 use bitnet_quant::fpenv::DefaultFloatEnv;
@@ -13,6 +14,8 @@ use crate::head::MAX_CHOICES;
 use crate::idle::SessionCache;
 use crate::kv_cache::KvCache;
 use crate::model::Model;
+use crate::open::main_operation;
+use crate::profile::{Operation, Profile};
 use crate::sampling::Sampler;
 use crate::state::RunState;
 use crate::{Error, Result};
@@ -71,6 +74,31 @@ impl Session {
         let reclaimer: Weak<dyn Reclaim> = Arc::<SessionCache>::downgrade(&cache);
         pool.register_reclaimer(reclaimer);
         Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
+    }
+
+    /// Records from now on where the time goes.
+    pub fn start_profile(&mut self) {
+        self.state.recorder.start();
+    }
+
+    /// What was recorded since [`Session::start_profile`].
+    pub fn profile(&self) -> Option<&Profile> {
+        self.state.recorder.profile()
+    }
+
+    /// Keeps how long the model's main operation took in what was recorded, so that [`Strategy::Performance`] knows it the
+    /// next time.
+    ///
+    /// [`Strategy::Performance`]: bitnet_core::execution::Strategy::Performance
+    pub fn record_timings(&self, timings: &mut Timings) {
+        let totals = self.profile().into_iter().flat_map(Profile::generation);
+        let gate_up = totals.filter(|(operation, _)| *operation == Operation::GateUpProjection);
+        for (_, totals) in gate_up.filter(|(_, totals)| totals.calls > 0) {
+            // A call is two such products.
+            let seconds = totals.time.as_secs_f64() / (2 * totals.calls) as f64;
+            let (context, n_threads) = (main_operation(self.model.config()), self.model.n_threads());
+            record(&context, self.model.inner.backend, n_threads, seconds, timings);
+        }
     }
 
     /// The model.

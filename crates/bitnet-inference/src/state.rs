@@ -7,6 +7,7 @@ use bitnet_quant::linear::QuantizedRows;
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::head::HeadState;
+use crate::profile::Recorder;
 
 /// Buffers for chunks of at most `chunk` tokens in contexts of at most `max_seq_len`.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(crate) struct RunState {
     pub(crate) sin: Buffer<f32>,     // (chunk, head_dim / 2)
     pub(crate) logits: Buffer<f32>,  // (vocab_size)
     pub(crate) head: HeadState,
+    pub(crate) recorder: Recorder,
     pub(crate) chunk: usize,
 }
 
@@ -77,6 +79,7 @@ impl RunState {
             sin: f32s(chunk * config.head_dim / 2)?,
             logits: f32s(config.vocab_size)?,
             head: HeadState::new(pool, config)?,
+            recorder: Recorder::default(),
             chunk,
         })
     }

@@ -93,6 +93,13 @@ pub(crate) enum Matrix {
     Dense(Dense),
 }
 
+impl Linear {
+    /// Bytes of the matrix as it lies in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.matrix.size_bytes()
+    }
+}
+
 impl Matrix {
     pub(crate) fn bit_linear(&self) -> Option<&Ternary> {
         match self {
@@ -176,7 +183,7 @@ impl Dense {
         DenseView::new(self.bytes(), self.rows, self.cols, self.format)
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
 }
@@ -244,7 +251,7 @@ impl Weights {
     /// Bytes of all projections, which are read for each token.
     pub(crate) fn projection_bytes(&self) -> usize {
         let projections = self.layers.iter().flat_map(|l| Proj::ALL.map(|proj| l.projection(proj)));
-        projections.map(|p| p.matrix.size_bytes()).sum()
+        projections.map(Linear::size_bytes).sum()
     }
 
     /// Bytes of the head as it is stored.

@@ -140,6 +140,10 @@ fn running_allocates_nothing() {
                 let n = calls(|| run(&mut session));
                 assert_eq!(n, 0, "{} on {isa}, {kv} cache", path.display());
                 assert_eq!(model.pool().get_metrics().allocation_count, of_pool);
+                session.truncate(0);
+                session.start_profile();
+                let n = calls(|| run(&mut session));
+                assert_eq!(n, 0, "{} on {isa}, {kv} cache, profiled", path.display());
             }
         }
     }

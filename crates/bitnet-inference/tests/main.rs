@@ -7,6 +7,7 @@ mod convert;
 mod derived;
 mod drafts;
 mod equality;
+mod execution;
 mod goldens;
 mod head;
 mod hostile;

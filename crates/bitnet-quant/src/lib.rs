@@ -22,6 +22,7 @@ pub mod fpenv;
 pub mod head;
 pub mod kernels;
 pub mod layout;
+pub mod limits;
 pub mod linear;
 pub mod packing;
 pub mod reduce;

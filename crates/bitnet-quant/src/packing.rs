@@ -95,7 +95,7 @@ pub enum PackError {
         rule: &'static str,
     },
     /// A buffer's length does not agree with the shape.
-    #[error("{what} has {got} entries where {want} are needed")]
+    #[error("{what} has {got} entries where {want} are needed; give as many")]
     Length {
         /// Which buffer.
         what: &'static str,
@@ -105,7 +105,7 @@ pub enum PackError {
         got: usize,
     },
     /// Rows were asked for that the matrix does not have.
-    #[error("rows {start}..{end} were asked for of {rows}")]
+    #[error("rows {start}..{end} were asked for of {rows}; ask for rows below that")]
     RowRange {
         /// The first row asked for.
         start: usize,
@@ -115,7 +115,9 @@ pub enum PackError {
         rows: usize,
     },
     /// An element's code stands for no ternary weight.
-    #[error("the element at row {row}, column {col} has a code that stands for none of -1, 0 and +1")]
+    #[error(
+        "the element at row {row}, column {col} has a code that stands for none of -1, 0 and +1; try another layout, or get the file again"
+    )]
     InvalidCode {
         /// Its row.
         row: usize,
@@ -123,7 +125,7 @@ pub enum PackError {
         col: usize,
     },
     /// The scale does not fit the format's f16.
-    #[error("{format} stores scales as f16, which cannot hold {scale}")]
+    #[error("{format} stores scales as f16, which cannot hold {scale}; use i2_s, which has f32 scales")]
     Scale {
         /// The format's name.
         format: &'static str,

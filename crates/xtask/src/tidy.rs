@@ -4,9 +4,9 @@
 //! sample. Words that a rule looks for are spelled in two halves here, or this file would break its own rules.
 
 mod crates;
+mod shape;
 mod source;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ const MAX_LINES: usize = 900;
 const LONG_FILES: &[&str] = &["crates/bitnet-quant/src/kernels/"];
 
 /// The only places where `unsafe` may stand; an entry that ends in a slash is a folder. Each of them has a reason that
-/// safe Rust cannot serve: mapped files, raw memory, vector intrinsics, and threads that share disjoint rows.
+/// safe Rust cannot serve: mapped files, raw memory, vector intrinsics (also to read memory as fast as can be), and threads that share disjoint rows.
 const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-core/benches/memory.rs",
     "crates/bitnet-core/src/file/mapping.rs",
@@ -33,12 +33,12 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-inference/tests/allocation.rs",
     "crates/bitnet-inference/tests/common/float_mode.rs",
     "crates/bitnet-quant/benches/kernels/cached.rs",
-    "crates/bitnet-quant/benches/kernels/limits.rs",
     "crates/bitnet-quant/src/attention.rs",
     "crates/bitnet-quant/src/fpenv.rs",
     "crates/bitnet-quant/src/head/bounds.rs",
     "crates/bitnet-quant/src/kernels.rs",
     "crates/bitnet-quant/src/kernels/",
+    "crates/bitnet-quant/src/limits.rs",
     "crates/bitnet-quant/src/linear.rs",
     "crates/bitnet-quant/src/rows.rs",
     "crates/bitnet-quant/src/threads.rs",
@@ -57,9 +57,6 @@ const UNFINISHED_MARKS: &[&str] = &[
     concat!("FIX", "ME"),
     concat!("XX", "X"),
 ];
-
-/// Names that every crate may define for itself.
-const SHARED_TYPE_NAMES: &[&str] = &["Error"];
 
 /// One place that breaks a rule.
 #[derive(Debug, PartialEq)]
@@ -89,9 +86,11 @@ pub(crate) fn run() -> Result<Outcome, Error> {
             violations.extend(too_long(file));
             violations.extend(unfinished_marks(file));
             violations.extend(unsafe_outside_list(file));
+            violations.extend(shape::only_forwards(file));
         }
     }
-    violations.extend(types_defined_twice(&files));
+    violations.extend(shape::types_defined_twice(&files));
+    violations.extend(shape::unread_options(&files));
 
     for violation in &violations {
         eprintln!("  {violation}");
@@ -157,23 +156,6 @@ fn unsafe_outside_list(file: &SourceFile) -> Vec<Violation> {
     })
 }
 
-fn types_defined_twice(files: &[SourceFile]) -> Vec<Violation> {
-    let mut first_homes = BTreeMap::new();
-    let mut violations = Vec::new();
-    for file in files.iter().filter(|file| file.is_rust() && file.path.contains("/src/")) {
-        for (line, name) in file.public_types() {
-            if SHARED_TYPE_NAMES.contains(&name) {
-                continue;
-            }
-            let home = first_homes.entry(name).or_insert_with(|| format!("{}:{line}", file.path));
-            if *home != format!("{}:{line}", file.path) {
-                violations.push(file.violation(line, format!("type {name} is already defined at {home}")));
-            }
-        }
-    }
-    violations
-}
-
 fn listed(entries: &[&str], path: &str) -> bool {
     entries.iter().any(|entry| if entry.ends_with('/') { path.starts_with(entry) } else { path == *entry })
 }
@@ -221,20 +203,5 @@ mod tests {
             assert!(unsafe_outside_list(&file(path, text)).is_empty(), "{path}");
         }
         assert!(unsafe_outside_list(&file("a.rs", "#![deny(unsafe_op_in_unsafe_fn)]")).is_empty());
-    }
-
-    #[test]
-    fn a_type_has_one_home() {
-        let files = [
-            file("crates/a/src/one.rs", "pub struct Shape;\npub enum Error {}\n"),
-            file("crates/b/src/two.rs", "pub enum Error {}\n    pub trait Shape {}\n// pub struct Shape;\n"),
-            file("crates/b/tests/main.rs", "pub struct Shape;\n"),
-        ];
-        let found = types_defined_twice(&files);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!(
-            found[0].to_string(),
-            "crates/b/src/two.rs:2: type Shape is already defined at crates/a/src/one.rs:1"
-        );
     }
 }

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write};
 
+use bitnet_quant::limits::Limits;
 use serde_json::{Value, json};
 
 use super::compare::Comparison;
-use super::limits::Limits;
 use super::rounds::{Candidates, Rates};
 
 /// One benchmark.

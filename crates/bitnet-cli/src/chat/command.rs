@@ -15,7 +15,7 @@ A line that ends with \\ goes on in the next. Text that begins with / is sent wh
 
 /// A command.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Command<'a> {
+pub(super) enum ChatCommand<'a> {
     Help,
     Clear,
     System(&'a str),
@@ -24,7 +24,7 @@ pub(super) enum Command<'a> {
     Exit,
 }
 
-impl<'a> Command<'a> {
+impl<'a> ChatCommand<'a> {
     /// The command in a message; `None` for text that is for the model.
     pub(super) fn parse(message: &'a str) -> Option<anyhow::Result<Self>> {
         let command = message.strip_prefix('/')?.trim_end();
@@ -34,13 +34,13 @@ impl<'a> Command<'a> {
 
     fn named(name: &str, argument: &'a str) -> anyhow::Result<Self> {
         let command = match name {
-            "help" => Command::Help,
-            "clear" => Command::Clear,
-            "system" => return Ok(Command::System(argument)),
+            "help" => ChatCommand::Help,
+            "clear" => ChatCommand::Clear,
+            "system" => return Ok(ChatCommand::System(argument)),
             "save" if argument.is_empty() => bail!("/save needs the name of a file"),
-            "save" => return Ok(Command::Save(argument)),
-            "stats" => Command::Stats,
-            "exit" => Command::Exit,
+            "save" => return Ok(ChatCommand::Save(argument)),
+            "stats" => ChatCommand::Stats,
+            "exit" => ChatCommand::Exit,
             _ => bail!("there is no command /{name}; /help lists those there are"),
         };
         if !argument.is_empty() {
@@ -56,18 +56,21 @@ mod tests {
 
     #[test]
     fn commands_begin_with_a_slash_and_text_does_not() {
-        assert!(Command::parse("hello /help").is_none());
-        assert!(Command::parse(" /help").is_none());
-        assert_eq!(Command::parse("/help ").unwrap().unwrap(), Command::Help);
-        assert_eq!(Command::parse("/system  Be brief. ").unwrap().unwrap(), Command::System("Be brief."));
-        assert_eq!(Command::parse("/system").unwrap().unwrap(), Command::System(""));
-        assert_eq!(Command::parse("/save a b.json").unwrap().unwrap(), Command::Save("a b.json"));
+        assert!(ChatCommand::parse("hello /help").is_none());
+        assert!(ChatCommand::parse(" /help").is_none());
+        assert_eq!(ChatCommand::parse("/help ").unwrap().unwrap(), ChatCommand::Help);
+        assert_eq!(
+            ChatCommand::parse("/system  Be brief. ").unwrap().unwrap(),
+            ChatCommand::System("Be brief.")
+        );
+        assert_eq!(ChatCommand::parse("/system").unwrap().unwrap(), ChatCommand::System(""));
+        assert_eq!(ChatCommand::parse("/save a b.json").unwrap().unwrap(), ChatCommand::Save("a b.json"));
     }
 
     #[test]
     fn what_is_no_command_is_refused() {
         for message in ["/", "/nonsense", "/save", "/exit now"] {
-            assert!(Command::parse(message).unwrap().is_err(), "{message}");
+            assert!(ChatCommand::parse(message).unwrap().is_err(), "{message}");
         }
     }
 }

@@ -18,13 +18,13 @@ pub(super) struct Listing {
     pub(super) path: PathBuf,
     /// With the version, where the format has versions.
     pub(super) format: String,
-    pub(super) tensors: Vec<Tensor>,
+    pub(super) tensors: Vec<ListedTensor>,
     pub(super) metadata: Vec<(String, Metadata)>,
 }
 
 /// A tensor of a file.
 #[derive(Debug)]
-pub(super) struct Tensor {
+pub(super) struct ListedTensor {
     pub(super) name: String,
     pub(super) dtype: String,
     /// Row-major.
@@ -64,7 +64,7 @@ impl Listing {
 
     fn of_gguf(mapping: Arc<Mapping>) -> anyhow::Result<Self> {
         let gguf = Gguf::parse(mapping)?;
-        let tensors = gguf.tensors().map(|t| Tensor {
+        let tensors = gguf.tensors().map(|t| ListedTensor {
             name: t.name.clone(),
             dtype: match t.ggml_type {
                 gguf::GgmlType::Other(id) => format!("{} (id {id})", t.ggml_type),
@@ -82,7 +82,7 @@ impl Listing {
     }
 
     fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
-        let tensors = checkpoint.tensors().map(|t| Tensor {
+        let tensors = checkpoint.tensors().map(|t| ListedTensor {
             name: t.name.clone(),
             dtype: t.dtype.name().to_lowercase(),
             shape: t.shape.clone(),

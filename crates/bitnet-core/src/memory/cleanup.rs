@@ -137,5 +137,5 @@ pub(super) fn start(pool: Weak<Shared>, end: Receiver<()>) -> Result<()> {
     thread
         .spawn(look_after)
         .map(drop)
-        .map_err(|e| Error::Unavailable { reason: format!("no thread for cleanups: {e}") })
+        .map_err(|e| Error::Unavailable { what: "automatic cleanup", reason: format!("no thread: {e}") })
 }

@@ -14,7 +14,7 @@ const UNUSED_IDS: usize = 4096;
 
 /// Where a file keeps each part, for errors.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(super) struct DefinitionKeys {
     pub(super) tokens: &'static str,
     pub(super) merges: &'static str,
     pub(super) unknown: &'static str,
@@ -25,7 +25,7 @@ pub(super) struct Keys {
 /// A byte-pair vocabulary with everything around it.
 #[derive(Debug)]
 pub(super) struct Definition {
-    pub(super) keys: Keys,
+    pub(super) keys: DefinitionKeys,
     pub(super) vocab: Vocab,
     /// Pairs of tokens to be joined, the first to be joined first.
     pub(super) merges: Merges,

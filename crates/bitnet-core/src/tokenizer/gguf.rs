@@ -15,12 +15,12 @@ use tokenizers::{AddedToken, NormalizerWrapper};
 
 use super::config::TokenizerConfig;
 use super::decode::{Decoding, byte_token};
-use super::definition::{Definition, Keys};
+use super::definition::{Definition, DefinitionKeys};
 use super::json::TokenizerJson;
 use super::pre_tokenizer::PreTokenizer;
 use crate::{Error, Result};
 
-const KEYS: Keys = Keys {
+const KEYS: DefinitionKeys = DefinitionKeys {
     tokens: "tokenizer.ggml.tokens",
     merges: "tokenizer.ggml.merges",
     unknown: "tokenizer.ggml.unknown_token_id",

@@ -13,11 +13,11 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe::Vocab;
 
 use super::decode::Decoding;
-use super::definition::{Definition, Keys};
+use super::definition::{Definition, DefinitionKeys};
 use crate::file::json_error_offset;
 use crate::{Error, Result};
 
-const KEYS: Keys = Keys {
+const KEYS: DefinitionKeys = DefinitionKeys {
     tokens: "model.vocab",
     merges: "model.merges",
     unknown: "model.unk_token",
@@ -57,12 +57,12 @@ pub(super) struct TokenizerJson {
     pub(super) post_processor: Value,
     #[serde(default)]
     pub(super) decoder: Value,
-    pub(super) model: Model,
+    pub(super) model: ModelSection,
 }
 
 /// The `model` object.
 #[derive(Debug, Deserialize)]
-pub(super) struct Model {
+pub(super) struct ModelSection {
     #[serde(default)]
     dropout: Option<f32>,
     #[serde(default)]

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use super::float_kernels::table;
 use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
-use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -54,7 +54,7 @@ pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
 /// Products and sums in 16 bits.
 struct Maddubs;
 
-impl Ternary for Maddubs {
+impl TernaryOps for Maddubs {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "avx2")]
@@ -142,7 +142,7 @@ impl Ternary for Maddubs {
 /// Products of bytes, summed by fours in 32 bits.
 struct DotProduct;
 
-impl Ternary for DotProduct {
+impl TernaryOps for DotProduct {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "avx2,avxvnni")]

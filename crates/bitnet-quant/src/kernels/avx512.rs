@@ -11,7 +11,7 @@ use std::hint::black_box;
 
 use super::float_kernels::table;
 use super::head_kernels::{self, HeadProduct, TokenCodes};
-use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -45,7 +45,7 @@ pub(super) fn detect() -> Option<&'static Kernels> {
 
 pub(super) struct Vnni;
 
-impl Ternary for Vnni {
+impl TernaryOps for Vnni {
     const TILE_TOKENS: usize = 6;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

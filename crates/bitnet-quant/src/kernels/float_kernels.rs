@@ -212,7 +212,7 @@ pub(super) unsafe fn rotate<V: Vector>(x: &mut [f32], cos: &[f32], sin: &[f32], 
 /// The table of an instruction set: each kernel is compiled with its features.
 ///
 /// `vector` is its register of `f32` lanes, `sums` the registers of sums of a row, `blocks` a register of at most
-/// [`BLOCK_LANES`] lanes, `ternary` its [`super::ternary_kernels::Ternary`], `tiles` the function for tiles, and
+/// [`BLOCK_LANES`] lanes, `ternary` its [`super::ternary_kernels::TernaryOps`], `tiles` the function for tiles, and
 /// `head` its [`super::head_kernels::HeadProduct`].
 macro_rules! table {
     (
@@ -228,8 +228,8 @@ macro_rules! table {
         $crate::kernels::float_kernels::entries! { $features,
             fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32])
                 = ternary_kernels::gemm_i2_i8::<$ternary>;
-            fn burst(steps: u64) -> i32 = <$ternary as ternary_kernels::Ternary>::burst;
-            fn dot64_i2_i8(w: &[u8], x: &[i8], out: &mut [i32]) = <$ternary as ternary_kernels::Ternary>::dot64;
+            fn burst(steps: u64) -> i32 = <$ternary as ternary_kernels::TernaryOps>::burst;
+            fn dot64_i2_i8(w: &[u8], x: &[i8], out: &mut [i32]) = <$ternary as ternary_kernels::TernaryOps>::dot64;
             fn block_sum(acc: &[i32], d: &[f32]) -> f32
                 = float_kernels::block_sum::<$blocks, { BLOCK_LANES / <$blocks as Vector>::LANES }>;
             fn row_dot(form: DenseRow, w: &[u8], x: &[f32]) -> f32 = float_kernels::row_dot::<$vector, $sums>;
@@ -264,7 +264,7 @@ macro_rules! table {
             variant: $variant,
             gemm_i2_i8,
             burst,
-            burst_ops: <$ternary as ternary_kernels::Ternary>::BURST_OPS,
+            burst_ops: <$ternary as ternary_kernels::TernaryOps>::BURST_OPS,
             gemm_tiles_i8: $tiles,
             dot64_i2_i8,
             block_sum,

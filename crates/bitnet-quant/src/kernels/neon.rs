@@ -11,7 +11,7 @@ use std::hint::black_box;
 
 use super::float_kernels::table;
 use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
-use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -67,7 +67,7 @@ pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
 /// Products and sums in 16 bits.
 struct MultiplyAdd;
 
-impl Ternary for MultiplyAdd {
+impl TernaryOps for MultiplyAdd {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "neon")]
@@ -147,7 +147,7 @@ impl Ternary for MultiplyAdd {
 /// Products of signed bytes, summed by fours in 32 bits.
 struct DotProduct;
 
-impl Ternary for DotProduct {
+impl TernaryOps for DotProduct {
     const TILE_TOKENS: usize = 4;
 
     #[target_feature(enable = "neon,dotprod")]
@@ -204,7 +204,7 @@ impl Ternary for DotProduct {
 /// Two rows times two tokens, eight columns each, summed in 32 bits. A single token has no use for that.
 struct MatrixProduct;
 
-impl Ternary for MatrixProduct {
+impl TernaryOps for MatrixProduct {
     const TILE_TOKENS: usize = 4;
 
     #[target_feature(enable = "neon,dotprod")]

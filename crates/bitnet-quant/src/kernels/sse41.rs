@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use super::float_kernels::table;
 use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
-use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, Ternary};
+use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -37,7 +37,7 @@ pub(super) fn detect() -> Option<&'static Kernels> {
 
 struct Maddubs;
 
-impl Ternary for Maddubs {
+impl TernaryOps for Maddubs {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "sse4.1,ssse3")]

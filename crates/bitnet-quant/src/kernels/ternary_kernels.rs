@@ -10,7 +10,7 @@ use std::array::from_fn;
 pub(super) const TILE_ROWS: usize = 4;
 
 /// The ternary products of an instruction set. Codes and activations need no alignment.
-pub(super) trait Ternary {
+pub(super) trait TernaryOps {
     /// Tokens of a tile: 2..=6.
     const TILE_TOKENS: usize;
 
@@ -25,7 +25,7 @@ pub(super) trait Ternary {
     /// Σ code·x of each run of 64 columns of one row.
     unsafe fn dot64(w: &[u8], x: &[i8], out: &mut [i32]);
 
-    /// Multiplications and additions of a step of [`Ternary::burst`].
+    /// Multiplications and additions of a step of [`TernaryOps::burst`].
     const BURST_OPS: u64;
     /// `steps` times the instructions that products are made of, on registers alone: no kernel can be faster.
     unsafe fn burst(steps: u64) -> i32;
@@ -36,7 +36,13 @@ pub(super) const BURST_SUMS: usize = 12;
 
 /// [`super::Kernels::gemm_i2_i8`].
 #[inline(always)]
-pub(super) unsafe fn gemm_i2_i8<K: Ternary>(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]) {
+pub(super) unsafe fn gemm_i2_i8<K: TernaryOps>(
+    w: &[u8],
+    row_bytes: usize,
+    x: &[i8],
+    n: usize,
+    out: &mut [i32],
+) {
     // Tiles of about equal width: a narrow one at the end would use the registers badly.
     let tiles = n.div_ceil(K::TILE_TOKENS);
     for tile in 0..tiles {
@@ -57,7 +63,7 @@ pub(super) unsafe fn gemm_i2_i8<K: Ternary>(w: &[u8], row_bytes: usize, x: &[i8]
 
 /// All rows times the `T` tokens from `first` on.
 #[inline(always)]
-unsafe fn columns<K: Ternary, const T: usize>(
+unsafe fn columns<K: TernaryOps, const T: usize>(
     w: &[u8],
     row_bytes: usize,
     x: &[i8],

@@ -326,3 +326,27 @@ proptest! {
         prop_assert_eq!(streamed, bytes);
     }
 }
+
+#[test]
+fn every_message_says_what_to_do_next() {
+    let format = "tq1_0";
+    let all = [
+        PackError::Shape { format, rows: 1, cols: 1, rule: "the columns must be a multiple of 256" },
+        PackError::Length { what: "the output", want: 2, got: 1 },
+        PackError::RowRange { start: 1, end: 3, rows: 2 },
+        PackError::InvalidCode { row: 0, col: 1 },
+        PackError::Scale { format, scale: 1e9 },
+    ];
+    for error in all {
+        match error {
+            PackError::Shape { .. }
+            | PackError::Length { .. }
+            | PackError::RowRange { .. }
+            | PackError::InvalidCode { .. }
+            | PackError::Scale { .. } => {}
+        }
+        let message = error.to_string();
+        let advice = message.split_once("; ").unwrap_or_else(|| panic!("no advice in: {message}")).1;
+        assert!(["ask", "give", "try", "use"].iter().any(|verb| advice.starts_with(verb)), "{message}");
+    }
+}

@@ -30,17 +30,19 @@ impl SourceFile {
         lines.filter_map(|(idx, line)| Some(self.violation(idx + 1, rule(line)?))).collect()
     }
 
-    /// The structs, enums and traits that the file makes public, with their lines.
-    pub(super) fn public_types(&self) -> Vec<(usize, &str)> {
+    /// The structs, enums, traits and aliases that other files can name, with their lines.
+    pub(super) fn visible_types(&self) -> Vec<(usize, &str)> {
         let lines = self.code.lines().enumerate();
-        lines.filter_map(|(idx, line)| Some((idx + 1, public_type(line)?))).collect()
+        lines.filter_map(|(idx, line)| Some((idx + 1, visible_type(line)?))).collect()
     }
 }
 
-fn public_type(line: &str) -> Option<&str> {
-    let item = line.trim_start().strip_prefix("pub ")?;
+fn visible_type(line: &str) -> Option<&str> {
+    let item = line.trim_start().strip_prefix("pub")?;
+    let item = item.strip_prefix('(').map_or(Some(item), |scope| Some(scope.split_once(')')?.1))?;
+    let item = item.strip_prefix(' ')?;
     let item = item.strip_prefix("unsafe ").unwrap_or(item);
-    let name = ["struct ", "enum ", "trait "].iter().find_map(|kind| item.strip_prefix(kind))?;
+    let name = ["struct ", "enum ", "trait ", "type "].iter().find_map(|kind| item.strip_prefix(kind))?;
     let end = name.find(|c: char| !is_word(c)).unwrap_or(name.len());
     Some(&name[..end])
 }
@@ -150,10 +152,9 @@ mod tests {
     }
 
     #[test]
-    fn public_types_are_found_by_their_names() {
-        let text =
-            "pub struct Tensor<T>(T);\npub(crate) struct Hidden;\npub unsafe trait View {}\npub fn f() {}\n";
+    fn visible_types_are_found_by_their_names() {
+        let text = "pub struct Tensor<T>(T);\npub(crate) struct Inner;\nstruct Hidden;\npub unsafe trait View {}\npub fn f() {}\n";
         let file = SourceFile::new("a.rs", text.to_owned());
-        assert_eq!(file.public_types(), [(1, "Tensor"), (3, "View")]);
+        assert_eq!(file.visible_types(), [(1, "Tensor"), (2, "Inner"), (4, "View")]);
     }
 }
