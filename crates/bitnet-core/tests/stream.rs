@@ -24,10 +24,11 @@ fn stream_read_gb_s(bytes: usize, n_threads: usize) -> f64 {
     bytes as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-/// On a machine that does nothing else: `cargo test -p bitnet-core --release -- --ignored stream --nocapture`
+/// A plain loop may be slower than memory, for want of wide loads, but what was measured as the limit may not be: it is no
+/// more than a tenth below the loop. `cargo test -p bitnet-core --release -- --ignored stream --nocapture`
 #[test]
 #[ignore = "other programs on the machine would decide it"]
-fn the_measured_bandwidth_is_that_of_a_stream() {
+fn the_measured_bandwidth_is_not_below_that_of_a_stream() {
     let n_threads = std::thread::available_parallelism().unwrap().get();
     let ratios = (0..3).map(|_| {
         let ours = DeviceReport::measure(Device::Cpu).limits.unwrap().read_gb_s;
@@ -35,6 +36,6 @@ fn the_measured_bandwidth_is_that_of_a_stream() {
         println!("measured {ours:.2} GB/s, a plain loop {theirs:.2} GB/s, ratio {:.3}", ours / theirs);
         ours / theirs
     });
-    let nearest = ratios.min_by(|a, b| (a - 1.0).abs().total_cmp(&(b - 1.0).abs())).unwrap();
-    assert!((nearest - 1.0).abs() <= 0.1, "{nearest}");
+    let best = ratios.fold(0.0, f64::max);
+    assert!(best >= 0.9, "{best}");
 }
