@@ -152,6 +152,47 @@ pub enum Error {
     /// Text cannot be encoded, or ids cannot be decoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// An option of sequence processing has a value that makes no sense.
+    #[error("{option} must be {must}")]
+    SequenceOption {
+        /// The option.
+        option: &'static str,
+        /// The values that make sense, as the rest of the sentence.
+        must: &'static str,
+    },
+    /// Sequences are to be filled up, and nothing says with what.
+    #[error("sequences of different lengths are padded with a token; name one (with_pad_token_id)")]
+    MissingPadToken,
+    /// A sequence is too short.
+    #[error("sequence {index} has {len} tokens; at least {min} are needed")]
+    SequenceTooShort {
+        /// Which one, counted from 0.
+        index: usize,
+        /// Its tokens.
+        len: usize,
+        /// The fewest that are allowed.
+        min: usize,
+    },
+    /// A sequence is too long, and must not be cut, or not by that much.
+    #[error("sequence {index} has {len} tokens, more than {max}; shorten it, or allow more of it to be cut")]
+    SequenceTooLong {
+        /// Which one, counted from 0.
+        index: usize,
+        /// Its tokens.
+        len: usize,
+        /// The most that are allowed.
+        max: usize,
+    },
+    /// An id that no token has, in a sequence or as padding.
+    #[error("{} is {id}, which the vocabulary of {vocab_size} tokens has not", id_place(*.index))]
+    IdOutsideVocabulary {
+        /// In which sequence, counted from 0; `None` for padding.
+        index: Option<usize>,
+        /// The id.
+        id: u32,
+        /// Tokens that there are.
+        vocab_size: usize,
+    },
     /// A chat template cannot be parsed or rendered.
     #[error("chat template: {0}; run with --raw to send the prompt without a template")]
     ChatTemplate(String),
@@ -193,4 +234,8 @@ impl Error {
 
 fn names(dtypes: &[crate::BitNetDType]) -> String {
     dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
+}
+
+fn id_place(index: Option<usize>) -> String {
+    index.map_or("the padding token".into(), |i| format!("a token of sequence {i}"))
 }

@@ -7,6 +7,7 @@
 
 mod chat;
 mod config;
+mod create;
 mod decode;
 mod definition;
 mod gguf;
@@ -18,6 +19,10 @@ use std::sync::Arc;
 
 pub use chat::{ChatTemplate, ChosenTemplate, Message};
 pub use config::{GenerationConfig, TokenizerConfig};
+pub use create::{
+    add_special_tokens, create_bpe_tokenizer, create_simple_tokenizer, decode_tokens, encode_batch,
+    encode_text, get_special_token_id, load_hf_tokenizer, load_tokenizer,
+};
 pub use decode::DecodeStream;
 pub use gguf::GgufVocabulary;
 
