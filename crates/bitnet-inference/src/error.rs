@@ -64,6 +64,12 @@ pub enum Error {
     /// No token to compute on.
     #[error("the prompt is empty; give it some text")]
     EmptyPrompt,
+    /// Every row of a batch has a prompt already.
+    #[error("all {rows} rows of the batch are taken; wait until an answer ends, or open it with more rows")]
+    BatchFull {
+        /// Rows that there are.
+        rows: usize,
+    },
     /// An option has a value that makes no sense.
     #[error("{option} must be {must}")]
     BadOption {
