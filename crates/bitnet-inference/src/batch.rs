@@ -107,6 +107,7 @@ impl Batch {
         }
         let mut tokens = Vec::with_capacity(self.max_seq_len);
         tokens.extend_from_slice(prompt);
+        self.caches[i].truncate(0);
         self.rows[i] = Some(Row { tokens, generated_from: prompt.len(), sampler });
         Ok(i)
     }
@@ -150,11 +151,8 @@ impl Batch {
         self.tokens.clear();
         self.runs.clear();
         let mut spare = self.state.chunk - (self.rows.len() - self.n_free());
-        for (i, (row, cache)) in self.rows.iter().zip(&mut self.caches).enumerate() {
-            let Some(row) = row else {
-                cache.truncate(0);
-                continue;
-            };
+        for (i, (row, cache)) in self.rows.iter().zip(&self.caches).enumerate() {
+            let Some(row) = row else { continue };
             let pending = &row.tokens[cache.position..];
             let more = spare.min(pending.len() - 1);
             spare -= more;
