@@ -1,4 +1,6 @@
-//! `bitnet run`: one prompt, one answer.
+//! `bitnet run`: one prompt, one answer; or a file of prompts, one answer for each line.
+
+mod lines;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -13,28 +15,39 @@ use crate::interrupt::{self, Watch};
 use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
+use lines::LinesArgs;
 
-/// Answer one prompt.
+/// Answer one prompt, or each line of a file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     bitnet run --prompt \"Tell me a story about a fox\"\n  \
     bitnet run --model model.gguf --prompt \"Why is the sky blue?\" --temperature 0.7 --seed 1\n  \
     bitnet run --raw --prompt \"Once upon a time\" --max-tokens 64\n  \
-    echo \"Tell me a story\" | bitnet run --prompt - --json")]
+    echo \"Tell me a story\" | bitnet run --prompt - --json\n  \
+    bitnet run --model model.gguf --prompt-file prompts.txt --batch 16 --max-tokens 100 --json")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt; - for standard input, without the line break at its end.
-    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: String,
+    #[arg(
+        long,
+        short,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        required_unless_present = "prompt_file",
+        conflicts_with = "prompt_file"
+    )]
+    prompt: Option<String>,
+    #[command(flatten)]
+    lines: LinesArgs,
     /// Continue the prompt as it is: no chat format, no suggested sampling, only the continuation on the output.
     #[arg(long, conflicts_with = "system")]
     raw: bool,
-    /// Print one JSON object instead of the text.
+    /// Print one JSON object instead of the text; one a line for --prompt-file.
     #[arg(long)]
     json: bool,
     /// Log-probabilities of each token and of the N most likely: JSON lines on standard error, or part of --json.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "prompt_file")]
     logprobs: Option<usize>,
     /// Print no notes, seed or speed on standard error.
     #[arg(long, short)]
@@ -48,8 +61,15 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    match &args.prompt {
+        Some(prompt) => run_prompt(args, prompt),
+        None => lines::run(args),
+    }
+}
+
+fn run_prompt(args: &RunArgs, prompt: &str) -> anyhow::Result<()> {
     let session_options = args.session.options()?;
-    let prompt = text_or_stdin(&args.prompt)?;
+    let prompt = text_or_stdin(prompt)?;
     interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
@@ -57,7 +77,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         print_notices(&model);
     }
     let text = model.text()?;
-    let ids = prompt_ids(text, prompt, args)?;
+    let ids = if args.raw { text.encode(&prompt)? } else { chat_ids(text, prompt, args)? };
     let mut session = model.session(session_options)?;
     let options =
         GenerateOptions { logprobs: args.logprobs, ..args.generation.options(sampling.options.clone()) };
@@ -104,10 +124,7 @@ pub(crate) fn text_or_stdin(argument: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn prompt_ids(text: &Text, prompt: String, args: &RunArgs) -> anyhow::Result<Vec<u32>> {
-    if args.raw {
-        return Ok(text.encode(&prompt)?);
-    }
+fn chat_ids(text: &Text, prompt: String, args: &RunArgs) -> anyhow::Result<Vec<u32>> {
     Ok(text.encode_chat(&conversation(text, args.generation.system.as_deref(), prompt)?)?)
 }
 
@@ -171,21 +188,24 @@ impl<'a> Printer<'a> {
             }
             return Ok(());
         };
-        let finish_reason = match answer.finish_reason() {
-            Some(FinishReason::Stop) => "stop",
-            Some(FinishReason::Length) => "length",
-            None => "interrupted",
-        };
         let mut object = json!({
             "text": text,
             "prompt_tokens": answer.prompt_len(),
             "generated_tokens": answer.n_generated(),
-            "finish_reason": finish_reason,
+            "finish_reason": reason_name(answer.finish_reason()),
             "seed": seed,
         });
         if !logprobs.is_empty() {
             object["logprobs"] = logprobs.into();
         }
         writeln!(stdout, "{object}")
+    }
+}
+
+fn reason_name(reason: Option<FinishReason>) -> &'static str {
+    match reason {
+        Some(FinishReason::Stop) => "stop",
+        Some(FinishReason::Length) => "length",
+        None => "interrupted",
     }
 }

@@ -8,6 +8,7 @@ mod convert;
 mod errors;
 mod help;
 mod inspect;
+mod lines;
 mod logits;
 mod models;
 mod run;

@@ -56,10 +56,12 @@ impl Tokenizer {
     /// model expects around a text (most often one that marks its beginning) are added.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.encoder.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        if !add_special {
-            return Ok(encoding.get_ids().to_vec());
-        }
-        Ok([&self.prefix, encoding.get_ids(), &self.suffix].concat())
+        Ok(if add_special { self.with_special(encoding.get_ids()) } else { encoding.get_ids().to_vec() })
+    }
+
+    /// `ids` with those that the model expects around a text.
+    pub fn with_special(&self, ids: &[u32]) -> Vec<u32> {
+        [&self.prefix, ids, &self.suffix].concat()
     }
 
     /// The text of `ids`, without special tokens if `skip_special`.
