@@ -5,7 +5,7 @@ use bitnet_core::sequence::longest_first;
 use super::Batch;
 use crate::answer::{FinishReason, Progress};
 use crate::generate::GenerateOptions;
-use crate::{Error, Result};
+use crate::{Error, Model, Result};
 
 /// What a prompt led to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,8 +41,8 @@ struct Going {
 
 impl Going {
     /// Takes what was chosen; whether there is more to come.
-    fn take(&mut self, batch_model: &crate::Model, token: u32) -> Result<bool> {
-        if self.progress.take(batch_model, token) {
+    fn take(&mut self, model: &Model, token: u32) -> Result<bool> {
+        if self.progress.take(model, token) {
             self.answer.tokens.push(token);
             self.answer.text.push_str(&self.progress.text(token)?);
         }
