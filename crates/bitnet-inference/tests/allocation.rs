@@ -21,6 +21,7 @@ use bitnet_inference::{
     HeadMode, HeadOptions, Model, ModelOptions, Sampler, SamplingOptions, Session, SessionOptions,
 };
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::kernels::Kernels;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 use common::random_model::{Random, RandomModel, Recipe, StoredAs};
@@ -141,7 +142,11 @@ fn running_allocates_nothing() {
                 let mut session = session(&model, kv, 8);
                 let n = calls(|| run(&mut session));
                 assert_eq!(n, 0, "{} on {isa}, {kv} cache", path.display());
-                batches_allocate_nothing(&model, kv);
+                // What a batch does beside is the same everywhere. The test must be over before the harness, whose
+                // allocations count, says that it takes long.
+                if isa == Kernels::best().isa() {
+                    batches_allocate_nothing(&model, kv);
+                }
             }
         }
     }
