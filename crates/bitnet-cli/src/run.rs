@@ -1,4 +1,6 @@
-//! `bitnet run`: one prompt, one answer.
+//! `bitnet run`: one prompt, one answer; or a file of prompts, one answer for each line.
+
+mod lines;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -14,28 +16,39 @@ use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::profile::ProfileReport;
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
+use lines::LinesArgs;
 
-/// Answer one prompt.
+/// Answer one prompt, or each line of a file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     bitnet run --prompt \"Tell me a story about a fox\"\n  \
     bitnet run --model model.gguf --prompt \"Why is the sky blue?\" --temperature 0.7 --seed 1\n  \
     bitnet run --raw --prompt \"Once upon a time\" --max-tokens 64\n  \
-    echo \"Tell me a story\" | bitnet run --prompt - --json")]
+    echo \"Tell me a story\" | bitnet run --prompt - --json\n  \
+    bitnet run --model model.gguf --prompt-file prompts.txt --batch 16 --max-tokens 100 --json")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt; - for standard input, without the line break at its end.
-    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: String,
+    #[arg(
+        long,
+        short,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        required_unless_present = "prompt_file",
+        conflicts_with = "prompt_file"
+    )]
+    prompt: Option<String>,
+    #[command(flatten)]
+    lines: LinesArgs,
     /// Continue the prompt as it is: no chat format, no suggested sampling, only the continuation on the output.
     #[arg(long, conflicts_with = "system")]
     raw: bool,
-    /// Print one JSON object instead of the text.
+    /// Print one JSON object instead of the text; one a line for --prompt-file.
     #[arg(long)]
     json: bool,
     /// Log-probabilities of each token and of the N most likely: JSON lines on standard error, or part of --json.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "prompt_file")]
     logprobs: Option<usize>,
     /// Print where the time went: each operation with its calls, time, bytes, GB/s and share of what memory was measured to
     /// deliver; on standard error, or as part of --json.
@@ -53,8 +66,15 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    match &args.prompt {
+        Some(prompt) => run_prompt(args, prompt),
+        None => lines::run(args),
+    }
+}
+
+fn run_prompt(args: &RunArgs, prompt: &str) -> anyhow::Result<()> {
     let session_options = args.session.options()?;
-    let prompt = text_or_stdin(&args.prompt)?;
+    let prompt = text_or_stdin(prompt)?;
     interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
@@ -62,7 +82,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         print_notices(&model);
     }
     let text = model.text()?;
-    let ids = prompt_ids(text, prompt, args)?;
+    let ids = if args.raw { text.encode(&prompt)? } else { chat_ids(text, prompt, args)? };
     let mut session = model.session(session_options)?;
     if args.profile {
         session.start_profile();
@@ -117,10 +137,7 @@ pub(crate) fn text_or_stdin(argument: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn prompt_ids(text: &Text, prompt: String, args: &RunArgs) -> anyhow::Result<Vec<u32>> {
-    if args.raw {
-        return Ok(text.encode(&prompt)?);
-    }
+fn chat_ids(text: &Text, prompt: String, args: &RunArgs) -> anyhow::Result<Vec<u32>> {
     Ok(text.encode_chat(&conversation(text, args.generation.system.as_deref(), prompt)?)?)
 }
 
@@ -202,16 +219,11 @@ impl<'a> Printer<'a> {
             profile.iter().flat_map(|profile| profile.lines()).for_each(|line| say!("{line}"));
             return Ok(());
         };
-        let finish_reason = match ended.finish_reason {
-            Some(FinishReason::Stop) => "stop",
-            Some(FinishReason::Length) => "length",
-            None => "interrupted",
-        };
         let mut object = json!({
             "text": text,
             "prompt_tokens": ended.prompt_len,
             "generated_tokens": ended.n_generated,
-            "finish_reason": finish_reason,
+            "finish_reason": reason_name(ended.finish_reason),
             "seed": seed,
         });
         if let Some(profile) = profile {
@@ -221,5 +233,13 @@ impl<'a> Printer<'a> {
             object["logprobs"] = logprobs.into();
         }
         writeln!(stdout, "{object}")
+    }
+}
+
+fn reason_name(reason: Option<FinishReason>) -> &'static str {
+    match reason {
+        Some(FinishReason::Stop) => "stop",
+        Some(FinishReason::Length) => "length",
+        None => "interrupted",
     }
 }

@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use bitnet_inference::{MAX_THREADS, Sampler, SamplingOptions};
+use bitnet_inference::{MAX_BATCH_ROWS, MAX_THREADS, Sampler, SamplingOptions};
 
 /// A whole number from 1.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
@@ -13,6 +13,11 @@ pub(crate) fn count(text: &str) -> Result<usize, String> {
 /// As many threads as a model can take.
 pub(crate) fn threads(text: &str) -> Result<usize, String> {
     parse(text, |n| (1..=MAX_THREADS).contains(n), || format!("a whole number from 1 to {MAX_THREADS}"))
+}
+
+/// As many prompts as a batch has room for.
+pub(crate) fn batch_rows(text: &str) -> Result<usize, String> {
+    parse(text, |n| (1..=MAX_BATCH_ROWS).contains(n), || format!("a whole number from 1 to {MAX_BATCH_ROWS}"))
 }
 
 pub(crate) fn temperature(text: &str) -> Result<f32, String> {

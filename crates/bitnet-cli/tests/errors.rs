@@ -26,6 +26,10 @@ fn wrong_usage_has_its_own_status() {
         &["run", "--prompt", "x", "--device", "gpu"],
         &["run", "--prompt", "x", "--i2s-layout", "block7"],
         &["run", "--prompt", "x", "--raw", "--system", "y"],
+        &["run", "--prompt", "x", "--prompt-file", "y"],
+        &["run", "--prompt", "x", "--batch", "2"],
+        &["run", "--prompt-file", "x", "--logprobs", "2"],
+        &["run", "--prompt-file", "x", "--truncate", "left"],
         &["logits", "--tokens", "1,x", "--output", "y"],
         &["tokenize", "--decode", "--special", "1"],
         &["bench", "--repeat", "0"],
@@ -54,6 +58,7 @@ fn what_this_build_cannot_do_is_said() {
 #[test]
 fn values_that_no_model_could_accept_are_wrong_usage() {
     let prompt: &[&str] = &["run", "--prompt", "x"];
+    let lines: &[&str] = &["run", "--raw", "--prompt-file", "x"];
     let logits: &[&str] = &["logits", "--tokens", "1", "--output", "x"];
     for (command, option, value, must) in [
         (prompt, "--temperature", "-1", "the temperature must be a number from 0"),
@@ -72,6 +77,9 @@ fn values_that_no_model_could_accept_are_wrong_usage() {
         (prompt, "--context", "0", "it must be a whole number from 1"),
         (prompt, "--chunk", "0", "it must be a whole number from 1"),
         (prompt, "--chunk", "few", "it must be a whole number from 1"),
+        (lines, "--batch", "0", "it must be a whole number from 1 to 1024"),
+        (lines, "--batch", "1025", "it must be a whole number from 1 to 1024"),
+        (lines, "--truncate", "middle", "[possible values: left, right]"),
         (prompt, "--kv", "bad", "[possible values: f32, f16, int8]"),
         (prompt, "--head", "bad", "[possible values: exact, int4, f16]"),
         (prompt, "--device", "foo", "devices are auto, cpu, cuda, metal, wgpu, mlx"),

@@ -9,6 +9,7 @@ mod devices;
 mod errors;
 mod help;
 mod inspect;
+mod lines;
 mod logits;
 mod models;
 mod run;

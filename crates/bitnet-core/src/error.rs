@@ -171,6 +171,49 @@ pub enum Error {
     /// Text cannot be encoded, or ids cannot be decoded.
     #[error("tokenizer: {0}; use the tokenizer files that came with the model")]
     Tokenizer(String),
+    /// An option of sequence processing has a value that makes no sense.
+    #[error("{option} must be {must}")]
+    SequenceOption {
+        /// The option.
+        option: &'static str,
+        /// The values that make sense, as the rest of the sentence.
+        must: &'static str,
+    },
+    /// Sequences are to be filled up, and nothing says with what.
+    #[error("sequences of different lengths are padded with a token; give its id (with_pad_token_id)")]
+    MissingPadToken,
+    /// A sequence is too short.
+    #[error("sequence {index} has {len} tokens; give at least {min}")]
+    SequenceTooShort {
+        /// Which one, counted from 0.
+        index: usize,
+        /// Its tokens.
+        len: usize,
+        /// The fewest that are allowed.
+        min: usize,
+    },
+    /// A sequence is too long, and must not be cut, or not by that much.
+    #[error(
+        "sequence {index} has {len} tokens, more than {max}; give a shorter one, or allow more of it to be cut"
+    )]
+    SequenceTooLong {
+        /// Which one, counted from 0.
+        index: usize,
+        /// Its tokens.
+        len: usize,
+        /// The most that are allowed.
+        max: usize,
+    },
+    /// An id that no token has, in a sequence or as padding.
+    #[error("{} is {id}, which the vocabulary of {vocab_size} tokens has not; use the tokenizer of the model", id_place(*.index))]
+    IdOutsideVocabulary {
+        /// In which sequence, counted from 0; `None` for padding.
+        index: Option<usize>,
+        /// The id.
+        id: u32,
+        /// Tokens that there are.
+        vocab_size: usize,
+    },
     /// A chat template cannot be parsed or rendered.
     #[error("chat template: {0}; run with --raw to send the prompt without a template")]
     ChatTemplate(String),
@@ -277,6 +320,10 @@ fn names(dtypes: &[crate::BitNetDType]) -> String {
     dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
 }
 
+fn id_place(index: Option<usize>) -> String {
+    index.map_or("the padding token".into(), |i| format!("a token of sequence {i}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,6 +358,11 @@ mod tests {
             Error::PoolConfig { field: "max_large_pool_size", must: "more than 0" },
             Error::ForeignHandle,
             Error::Tokenizer(text()),
+            Error::SequenceOption { option: "the length", must: "at least 1" },
+            Error::MissingPadToken,
+            Error::SequenceTooShort { index: 0, len: 1, min: 2 },
+            Error::SequenceTooLong { index: 0, len: 2, max: 1 },
+            Error::IdOutsideVocabulary { index: None, id: 9, vocab_size: 4 },
             Error::ChatTemplate(text()),
             Error::NotCompiled { feature: "cuda" },
             Error::Isa("avx1024".parse::<bitnet_quant::kernels::Isa>().unwrap_err()),
@@ -338,6 +390,11 @@ mod tests {
                 | Error::PoolConfig { .. }
                 | Error::ForeignHandle
                 | Error::Tokenizer(_)
+                | Error::SequenceOption { .. }
+                | Error::MissingPadToken
+                | Error::SequenceTooShort { .. }
+                | Error::SequenceTooLong { .. }
+                | Error::IdOutsideVocabulary { .. }
                 | Error::ChatTemplate(_)
                 | Error::NotCompiled { .. }
                 | Error::Isa(_)

@@ -13,6 +13,7 @@ pub mod execution;
 pub mod file;
 pub mod memory;
 pub mod mixed_precision;
+pub mod sequence;
 mod sync;
 pub mod tensor;
 #[cfg(feature = "tokenizers")]

@@ -7,6 +7,7 @@
 
 mod chat;
 mod config;
+mod create;
 mod decode;
 mod definition;
 mod gguf;
@@ -18,6 +19,10 @@ use std::sync::Arc;
 
 pub use chat::{ChatTemplate, ChosenTemplate, Message};
 pub use config::{GenerationConfig, TokenizerConfig};
+pub use create::{
+    add_special_tokens, create_bpe_tokenizer, create_simple_tokenizer, decode_tokens, encode_batch,
+    encode_text, get_special_token_id, load_hf_tokenizer, load_tokenizer,
+};
 pub use decode::DecodeStream;
 pub use gguf::GgufVocabulary;
 
@@ -51,10 +56,12 @@ impl Tokenizer {
     /// model expects around a text (most often one that marks its beginning) are added.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.encoder.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        if !add_special {
-            return Ok(encoding.get_ids().to_vec());
-        }
-        Ok([&self.prefix, encoding.get_ids(), &self.suffix].concat())
+        Ok(if add_special { self.with_special(encoding.get_ids()) } else { encoding.get_ids().to_vec() })
+    }
+
+    /// `ids` with those that the model expects around a text.
+    pub fn with_special(&self, ids: &[u32]) -> Vec<u32> {
+        [&self.prefix, ids, &self.suffix].concat()
     }
 
     /// The text of `ids`, without special tokens if `skip_special`.

@@ -6,4 +6,6 @@ mod memory;
 mod memory_rss;
 mod samples_execution;
 mod samples_memory;
+#[cfg(feature = "tokenizers")]
+mod samples_sequence;
 mod stream;

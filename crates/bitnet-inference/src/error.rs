@@ -63,6 +63,14 @@ pub enum Error {
     /// No token to compute on.
     #[error("the prompt is empty; give it some text")]
     EmptyPrompt,
+    /// Every row of a batch has a prompt already.
+    #[error(
+        "all {rows} rows of the batch are taken; try again when an answer has ended, or open the batch with more"
+    )]
+    BatchFull {
+        /// Rows that there are.
+        rows: usize,
+    },
     /// An option has a value that makes no sense.
     #[error("{option} must be {must}")]
     BadOption {
@@ -100,6 +108,7 @@ mod tests {
             Error::ContextTooLong { asked: 2, limit: 1 },
             Error::TokenOutOfRange { id: 1, vocab_size: 1 },
             Error::EmptyPrompt,
+            Error::BatchFull { rows: 1 },
             Error::BadOption { option: "the context", must: "at least 1" },
             Error::MissingPart { part: "tokenizer", hint: "put tokenizer.json beside the weights" },
         ];
@@ -112,6 +121,7 @@ mod tests {
                 | Error::ContextTooLong { .. }
                 | Error::TokenOutOfRange { .. }
                 | Error::EmptyPrompt
+                | Error::BatchFull { .. }
                 | Error::BadOption { .. }
                 | Error::MissingPart { .. } => {}
             }

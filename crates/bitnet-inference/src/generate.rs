@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
-use bitnet_core::tokenizer::{DecodeStream, Message};
+use bitnet_core::tokenizer::Message;
 
+use crate::answer::{FinishReason, Progress};
 use crate::draft::Drafter;
 use crate::sampling::{Sampler, SamplingOptions, by_logit, log_probabilities};
 use crate::session::{MAX_DRAFTS, Session};
-use crate::{Error, Model, Result};
+use crate::{Error, Result};
 
 /// What is generated, and when it ends.
 #[derive(Debug, Clone, Default)]
@@ -25,15 +26,6 @@ pub struct GenerateOptions {
     pub one_by_one: bool,
     /// For each token, the log-probabilities of this many most likely tokens beside its own; none when absent.
     pub logprobs: Option<usize>,
-}
-
-/// Why generating ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended its turn, or a stop text came.
-    Stop,
-    /// The number of tokens asked for, or the context, is used up.
-    Length,
 }
 
 /// Log-probabilities at one position, of the model's own distribution before sampling options.
@@ -68,25 +60,16 @@ impl Session {
         let shared = prompt.iter().zip(self.tokens()).take_while(|(a, b)| a == b).count();
         // The last token of the prompt is always computed: its logits are needed.
         self.truncate(shared.min(prompt.len() - 1));
-        let tokenizer = &self.model().text()?.tokenizer;
-        let n_tokens = tokenizer.vocab_size().min(self.model().config().vocab_size);
-        let text = TextStream::new(tokenizer.decode_stream(true), &options.stop);
-        let sampler = Sampler::new(options.sampling.clone(), n_tokens)?;
-        let max_tokens = if options.max_tokens == 0 { usize::MAX } else { options.max_tokens };
+        let progress = Progress::new(self.model(), prompt.len(), self.max_seq_len(), options)?;
         Ok(Generation {
             pending: prompt[self.tokens().len()..].to_vec(),
-            prompt_len: prompt.len(),
-            max_tokens,
-            n_tokens,
+            progress,
             options: options.clone(),
-            sampler,
-            text,
-            n_generated: 0,
+            sampler: self.model().sampler(&options.sampling)?,
             ahead: VecDeque::new(),
             error: None,
             drafter: Drafter::default(),
             logprobs: VecDeque::new(),
-            finished: None,
             session: self,
         })
     }
@@ -100,37 +83,31 @@ pub struct Generation<'s> {
     session: &'s mut Session,
     /// Tokens to be computed before the next can be chosen.
     pending: Vec<u32>,
-    prompt_len: usize,
-    max_tokens: usize,
-    /// Ids that the tokenizer knows: the rows of many models are padded beyond them.
-    n_tokens: usize,
+    progress: Progress,
     options: GenerateOptions,
     sampler: Sampler,
-    text: TextStream,
-    n_generated: usize,
     /// Tokens that were chosen together with the last one, and come next.
     ahead: VecDeque<u32>,
     /// What comes behind them.
     error: Option<Error>,
     drafter: Drafter,
     logprobs: VecDeque<TokenLogprobs>,
-    finished: Option<FinishReason>,
 }
 
 impl Generation<'_> {
     /// Why it ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finished
+        self.progress.finish_reason()
     }
 
     /// Tokens chosen so far, the one that ended the answer included.
     pub fn n_generated(&self) -> usize {
-        self.n_generated
+        self.progress.n_generated()
     }
 
     /// Tokens of the prompt.
     pub fn prompt_len(&self) -> usize {
-        self.prompt_len
+        self.progress.prompt_len()
     }
 
     /// Tokens that are computed before the next one can be chosen: at first, the part of the prompt that the session
@@ -146,12 +123,7 @@ impl Generation<'_> {
 
     /// Chooses the next token; `None` when the answer has ended. Tokens that end it are not returned.
     pub fn next_token(&mut self) -> Result<Option<u32>> {
-        if self.finished.is_some() {
-            return Ok(None);
-        }
-        let position = self.prompt_len + self.n_generated;
-        if self.n_generated >= self.max_tokens || position > self.session.max_seq_len() {
-            self.finished = Some(FinishReason::Length);
+        if !self.progress.goes_on() {
             return Ok(None);
         }
         let token = match self.options.logprobs {
@@ -159,16 +131,15 @@ impl Generation<'_> {
             Some(n) => {
                 self.session.forward(&self.pending)?;
                 let (logits, tokens) = self.session.logits_and_tokens();
-                let known = &logits[..self.n_tokens];
-                let token = self.sampler.sample(known, tokens, self.prompt_len, position);
+                let known = &logits[..self.sampler.vocab_size()];
+                let (from, position) = (self.progress.prompt_len(), self.progress.position());
+                let token = self.sampler.sample(known, tokens, from, position);
                 self.logprobs.push_back(token_logprobs(logits, token, n));
                 token
             }
         };
         self.pending.clear();
-        self.n_generated += 1;
-        if !self.options.ignore_eos && self.session.model().is_end_of_turn(token) {
-            self.finished = Some(FinishReason::Stop);
+        if !self.progress.take(self.session.model(), token) {
             return Ok(None);
         }
         self.pending.push(token);
@@ -184,28 +155,28 @@ impl Generation<'_> {
         if let Some(error) = self.error.take() {
             return Err(error);
         }
+        let prompt_len = self.progress.prompt_len();
         let &[last] = &self.pending[..] else {
-            return self.session.sample(&self.pending, &mut self.sampler, self.prompt_len);
+            return self.session.sample(&self.pending, &mut self.sampler, prompt_len);
         };
         let room = self.session.max_seq_len() - self.session.tokens().len() - 1;
-        let wanted = self.max_tokens - self.n_generated - 1;
+        let wanted = self.progress.n_wanted() - 1;
         let most = MAX_DRAFTS.min(room).min(wanted).min(self.session.chunk() - 1);
         let most = if self.options.one_by_one { 0 } else { most };
         let guess = self.drafter.guess(self.session.tokens(), last, most);
         let n_drafts = guess.len();
         if n_drafts == 0 {
-            return self.session.sample(&[last], &mut self.sampler, self.prompt_len);
+            return self.session.sample(&[last], &mut self.sampler, prompt_len);
         }
         let mut drafts = [0; MAX_DRAFTS];
         drafts[..n_drafts].copy_from_slice(guess);
         let drafts = &drafts[..n_drafts];
-        let model = (!self.options.ignore_eos).then(|| self.session.model().clone());
-        let ahead = &mut self.ahead;
-        let sampled =
-            self.session.sample_drafted(last, drafts, &mut self.sampler, self.prompt_len, |token| {
-                ahead.push_back(token);
-                !model.as_ref().is_some_and(|model| model.is_end_of_turn(token))
-            });
+        let model = self.session.model().clone();
+        let (ahead, progress) = (&mut self.ahead, &self.progress);
+        let sampled = self.session.sample_drafted(last, drafts, &mut self.sampler, prompt_len, |token| {
+            ahead.push_back(token);
+            !progress.ends_with(&model, token)
+        });
         match self.ahead.pop_front() {
             Some(token) => {
                 // An error belongs to the token behind those that were chosen.
@@ -220,21 +191,15 @@ impl Generation<'_> {
     fn next_piece(&mut self) -> Result<Option<String>> {
         // A long prompt comes in several pieces of no text, so that whoever asks for them can stop in between.
         let chunk = self.session.chunk();
-        if self.finished.is_none() && self.pending.len() > chunk {
+        if self.finish_reason().is_none() && self.pending.len() > chunk {
             let rest = self.pending.split_off(chunk);
             let part = std::mem::replace(&mut self.pending, rest);
             self.session.extend(&part)?;
             return Ok(Some(String::new()));
         }
         match self.next_token()? {
-            Some(token) => {
-                let piece = self.text.push(token)?;
-                if self.text.stopped {
-                    self.finished = Some(FinishReason::Stop);
-                }
-                Ok(Some(piece))
-            }
-            None => Ok(self.text.finish()),
+            Some(token) => self.progress.text(token).map(Some),
+            None => Ok(self.progress.rest_of_text()),
         }
     }
 }
@@ -245,64 +210,10 @@ impl Iterator for Generation<'_> {
     fn next(&mut self) -> Option<Result<String>> {
         let piece = self.next_piece().transpose();
         if matches!(piece, Some(Err(_))) {
-            // An error ends the answer: asking again would repeat it.
-            self.finished = Some(FinishReason::Stop);
-            self.text.ended = true;
+            self.progress.give_up();
         }
         piece
     }
-}
-
-impl Model {
-    fn is_end_of_turn(&self, token: u32) -> bool {
-        self.suggested_sampling().is_some_and(|g| g.eos_token_ids.contains(&token))
-    }
-}
-
-/// Tokens to text, with stop texts taken out: what may become one is held back until it cannot.
-#[derive(Debug)]
-struct TextStream {
-    decoder: DecodeStream,
-    stop: Vec<String>,
-    held: String,
-    stopped: bool,
-    ended: bool,
-}
-
-impl TextStream {
-    fn new(decoder: DecodeStream, stop: &[String]) -> Self {
-        let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
-        TextStream { decoder, stop, held: String::new(), stopped: false, ended: false }
-    }
-
-    /// The text that is certain to be part of the answer once `token` has come.
-    fn push(&mut self, token: u32) -> Result<String> {
-        self.held.push_str(&self.decoder.push(token)?);
-        if let Some(at) = self.stop.iter().filter_map(|s| self.held.find(s.as_str())).min() {
-            self.held.truncate(at);
-            (self.stopped, self.ended) = (true, true);
-            return Ok(std::mem::take(&mut self.held));
-        }
-        let held_back = self.stop.iter().map(|s| longest_start_at_end(&self.held, s)).max().unwrap_or(0);
-        let tail = self.held.split_off(self.held.len() - held_back);
-        Ok(std::mem::replace(&mut self.held, tail))
-    }
-
-    /// What was held back, once no more tokens come.
-    fn finish(&mut self) -> Option<String> {
-        if std::mem::replace(&mut self.ended, true) {
-            return None;
-        }
-        let mut rest = std::mem::take(&mut self.held);
-        rest.push_str(&self.decoder.finish());
-        (!rest.is_empty()).then_some(rest)
-    }
-}
-
-/// Bytes at the end of `text` that are the start of `stop`, the most there are.
-fn longest_start_at_end(text: &str, stop: &str) -> usize {
-    let starts = stop.char_indices().map(|(i, _)| i).skip(1);
-    starts.filter(|n| text.ends_with(&stop[..*n])).max().unwrap_or(0)
 }
 
 fn token_logprobs(logits: &[f32], token: u32, n: usize) -> TokenLogprobs {
@@ -320,7 +231,7 @@ fn token_logprobs(logits: &[f32], token: u32, n: usize) -> TokenLogprobs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SessionOptions;
+    use crate::{Model, SessionOptions};
 
     fn session() -> Session {
         Model::embedded().unwrap().session(SessionOptions::default()).unwrap()
@@ -410,13 +321,5 @@ mod tests {
             assert_eq!((l.token, l.top.len(), l.top[0].0), (token, 2, token), "greedy takes the most likely");
             assert!(l.top[0].1 == l.logprob && l.logprob <= 0.0 && l.top[1].1 <= l.logprob);
         }
-    }
-
-    #[test]
-    fn what_may_become_a_stop_text_is_held_back() {
-        assert_eq!(longest_start_at_end("abc<", "<end>"), 1);
-        assert_eq!(longest_start_at_end("abc<end", "<end>"), 4);
-        assert_eq!(longest_start_at_end("aé", "éa"), 2);
-        assert_eq!(longest_start_at_end("abc", "<end>"), 0);
     }
 }

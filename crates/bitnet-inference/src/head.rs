@@ -18,7 +18,7 @@ use crate::config::ModelConfig;
 use crate::model::Model;
 use crate::ops::Cpu;
 use crate::profile::Operation;
-use crate::sampling::Sampler;
+use crate::sampling::{Need, Sampler};
 use crate::state::RunState;
 use crate::weights::WeightBytes;
 
@@ -156,64 +156,72 @@ impl HeadState {
 }
 
 impl Model {
-    /// The tokens that follow those in `rows` of the last chunk, whose first token was at `first`, one after the other
-    /// as long as `accept` takes them. What has to be read of all rows of the head is read once.
+    /// Reads the head once for what can be said of all `rows` of the last pass, before [`Model::choose`] takes them one by
+    /// one: at most [`MAX_CHOICES`]. False where that is nothing.
     ///
-    /// `tokens`: those up to the last row, of which the ones from `generated_from` on were generated; `rows`: at most
-    /// [`MAX_CHOICES`].
-    pub(crate) fn choose(
+    /// `needs`: those of the rows; `n_tokens`: ids that can be chosen.
+    pub(crate) fn bound(
         &self,
         rows: Range<usize>,
-        first: usize,
+        needs: &[Option<Need>],
+        n_tokens: usize,
+        state: &mut RunState,
+    ) -> bool {
+        let inner = &*self.inner;
+        let (Some(head), Some(any)) = (&inner.head, needs.iter().flatten().next()) else { return false };
+        let mut filled = [*any; MAX_CHOICES];
+        for (filled, need) in filled.iter_mut().zip(needs) {
+            *filled = need.unwrap_or(*any);
+        }
+        let cpu = Cpu { kernels: inner.kernels, threads: &inner.threads };
+        let dim = inner.config.dim;
+        let x = &state.normed[rows.start * dim..rows.end * dim];
+        state.recorder.go_on();
+        let bounded = state.head.bound(cpu, head, x, n_tokens, &filled[..needs.len()]);
+        state.recorder.lap(Operation::HeadBounds, || self.head_bytes().all_rows);
+        bounded
+    }
+
+    /// The token that follows the one in row `row` of the last pass, which is the last of `tokens`; those from
+    /// `generated_from` on were generated.
+    ///
+    /// `bounded`: which of the rows it is that were [bounded](Self::bound), and what of them is needed; `None` where that
+    /// was none, or where the sampler needs all logits.
+    pub(crate) fn choose(
+        &self,
+        row: usize,
+        bounded: Option<(usize, Need)>,
         tokens: &[u32],
         generated_from: usize,
         sampler: &mut Sampler,
         state: &mut RunState,
-        mut accept: impl FnMut(u32) -> bool,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let inner = &*self.inner;
-        let dim = inner.config.dim;
-        let n_tokens = sampler.vocab_size().min(inner.config.vocab_size);
-        let cpu = Cpu { kernels: inner.kernels, threads: &inner.threads };
-        let mut needs = [None; MAX_CHOICES];
-        for (need, row) in needs.iter_mut().zip(rows.clone()) {
-            *need = sampler.need(first + row + 1);
-        }
-        let x = &state.normed[rows.start * dim..rows.end * dim];
+        let n_tokens = self.n_choosable(sampler);
+        state.head.candidates = None;
         state.recorder.go_on();
-        let bounded = match (&inner.head, needs[0]) {
-            (Some(head), Some(need)) => {
-                // Whether there is a need is a matter of the sampler's options, not of the row.
-                let needs = needs.map(|n| n.unwrap_or(need));
-                let bounded = state.head.bound(cpu, head, x, n_tokens, &needs[..rows.len()]);
-                state.recorder.lap(Operation::HeadBounds, || self.head_bytes().all_rows);
-                bounded
-            }
-            _ => false,
-        };
-        for (t, row) in rows.enumerate() {
-            let tokens = &tokens[..first + row + 1];
-            state.head.candidates = None;
-            if let Some(need) = needs[t].filter(|_| bounded) {
-                let x = &state.normed[row * dim..][..dim];
-                sampler.touch(tokens, generated_from, n_tokens);
-                let w = inner.weights.head().view();
-                state.head.candidates = state.head.select(cpu, &w, (t, x), n_tokens, &need, sampler);
-                let read = state.head.candidates.unwrap_or(0);
-                state.recorder.lap(Operation::HeadRows, || read * self.head_bytes().row);
-            }
-            let token = if state.head.candidates.is_some() {
-                sampler.choose(tokens.len())
-            } else {
-                self.logits(row, first, state)?;
-                sampler.sample(&state.logits[..n_tokens], tokens, generated_from, tokens.len())
-            };
-            state.recorder.lap(Operation::Sampling, || 0);
-            if !accept(token) {
-                break;
-            }
+        if let Some((t, need)) = bounded {
+            let cpu = Cpu { kernels: inner.kernels, threads: &inner.threads };
+            let x = &state.normed[row * inner.config.dim..][..inner.config.dim];
+            sampler.touch(tokens, generated_from, n_tokens);
+            let w = inner.weights.head().view();
+            state.head.candidates = state.head.select(cpu, &w, (t, x), n_tokens, &need, sampler);
+            let read = state.head.candidates.unwrap_or(0);
+            state.recorder.lap(Operation::HeadRows, || read * self.head_bytes().row);
         }
-        Ok(())
+        let token = if state.head.candidates.is_some() {
+            sampler.choose(tokens.len())
+        } else {
+            self.logits(row, tokens.len() - 1, state)?;
+            sampler.sample(&state.logits[..n_tokens], tokens, generated_from, tokens.len())
+        };
+        state.recorder.lap(Operation::Sampling, || 0);
+        Ok(token)
+    }
+
+    /// Ids that `sampler` can choose.
+    pub(crate) fn n_choosable(&self, sampler: &Sampler) -> usize {
+        sampler.vocab_size().min(self.inner.config.vocab_size)
     }
 
     /// How the head is computed where tokens are chosen: what was asked for, or `F16` where the head is too small.

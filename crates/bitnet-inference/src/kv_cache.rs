@@ -87,15 +87,20 @@ impl KvCache {
         self.position = self.len;
     }
 
-    /// Stores the keys and values of some tokens of one layer, up to the first whose cannot be stored; the error is
+    /// Takes note that all layers of `n` more tokens are stored.
+    pub(crate) fn advance(&mut self, n: usize) {
+        self.position += n;
+        self.len += n;
+    }
+
+    /// Stores the keys and values of the next tokens of one layer, up to the first whose cannot be stored; the error is
     /// that token and what it is about.
     ///
-    /// `k`, `v`: (tokens, n_kv_heads, head_dim), the keys rotated; the first token at position `first`.
+    /// `k`, `v`: (tokens, n_kv_heads, head_dim), the keys rotated.
     pub(crate) fn store(
         &mut self,
         cpu: Cpu<'_>,
         layer: usize,
-        first: usize,
         k: &[f32],
         v: &[f32],
     ) -> std::result::Result<(), (usize, &'static str)> {
@@ -104,7 +109,7 @@ impl KvCache {
         let [k_sound, v_sound] =
             [k, v].map(|x| cpu.rows_below(limit, x, token_dim).err().unwrap_or(x.len() / token_dim));
         let n = k_sound.min(v_sound) * token_dim;
-        let heads = self.heads;
+        let (heads, first) = (self.heads, self.position);
         let (k_rows, v_rows) = self.layer_mut(layer);
         for (x, rows) in [(k, k_rows), (v, v_rows)] {
             store_tokens(cpu.kernels, cpu.threads, heads, &x[..n], first, rows);
@@ -286,7 +291,8 @@ mod tests {
     /// Stores tokens from position 298 on in the last layer.
     fn store(cache: &mut KvCache, k: &[f32], v: &[f32]) -> std::result::Result<(), (usize, &'static str)> {
         let threads = Threads::new(2);
-        cache.store(Cpu { kernels: Kernels::best(), threads: &threads }, 2, 298, k, v)
+        cache.advance(298 - cache.position);
+        cache.store(Cpu { kernels: Kernels::best(), threads: &threads }, 2, k, v)
     }
 
     #[test]

@@ -15,6 +15,8 @@
 //! The path of the data: a [`source`] is opened, its [`config`] validated, its weights mapped or packed, a prompt
 //! encoded; the decoder turns ids into logits, a sampler picks the next id, and the text streams out.
 
+mod answer;
+mod batch;
 pub mod config;
 pub mod convert;
 mod derived;
@@ -37,9 +39,11 @@ mod ternary_rows;
 mod text;
 mod weights;
 
+pub use answer::FinishReason;
+pub use batch::{Answer, Batch, BatchGeneration, MAX_BATCH_ROWS};
 pub use bitnet_core::tokenizer::Message;
 pub use error::{Error, Result};
-pub use generate::{FinishReason, GenerateOptions, Generation, TokenLogprobs};
+pub use generate::{GenerateOptions, Generation, TokenLogprobs};
 pub use head::{DEFAULT_MIN_HEAD_ROWS, HeadBytes, HeadMode, HeadOptions};
 pub use model::Model;
 pub use open::{MAX_THREADS, ModelOptions, Preparation, embedded_source};

@@ -1,5 +1,6 @@
 //! The decoder, from token ids to logits, in the order in which the data flow.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bitnet_core::execution::{Choice, ExecutionBackend};
@@ -42,7 +43,28 @@ pub(crate) struct Inner {
     pub(crate) pool: HybridMemoryPool,
 }
 
-/// The place of an infinity or NaN in a chunk of tokens.
+/// Tokens of a pass that follow each other in one cache. The rows of a pass are those of its runs, one run after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// Which of the caches.
+    pub(crate) cache: usize,
+    /// How many tokens, at least one.
+    pub(crate) n: usize,
+}
+
+/// Where each run begins among the rows, as far as there are `n` rows: (run, its first row, its rows).
+fn rows_of(runs: &[Run], n: usize) -> impl Iterator<Item = (Run, usize, usize)> {
+    let starts = runs.iter().scan(0, |next, run| {
+        let start = *next;
+        *next += run.n;
+        Some((*run, start))
+    });
+    starts
+        .take_while(move |(_, start)| *start < n)
+        .map(move |(run, start)| (run, start, run.n.min(n - start)))
+}
+
+/// The place of an infinity or NaN among the rows of a pass.
 #[derive(Debug, Clone, Copy)]
 struct Broken {
     token: usize,
@@ -50,7 +72,7 @@ struct Broken {
     op: &'static str,
 }
 
-/// The tokens of a chunk that are still sound. Each token is computed on its own, so those before a broken one are
+/// The rows of a pass that are still sound. Each row is computed on its own, so those before a broken one are
 /// what they would be without it, and the first broken token is the same in whatever chunks a prompt comes.
 struct Sound {
     n: usize,
@@ -68,27 +90,40 @@ impl Sound {
 }
 
 impl Model {
-    /// Runs `tokens`, which follow what is in `cache`, and leaves the final hidden states in `state.normed`:
-    /// (tokens, dim). On an error the cache holds the tokens before the one that caused it. Allocates nothing.
+    /// Runs `tokens`, those of one run after the other, each of which follows what is in its cache, and leaves the final
+    /// hidden states in `state.normed`: (tokens, dim). Only attention knows of runs; to everything else the tokens are
+    /// rows of one matrix, so that the weights are read once for all of them. Allocates nothing.
     ///
-    /// `tokens`: at least one, at most the capacity of `state`, and within the room of `cache`.
-    pub(crate) fn forward(&self, tokens: &[u32], cache: &mut KvCache, state: &mut RunState) -> Result<()> {
+    /// An error is that of a run, the same as if the run had been alone. Its cache holds its tokens before the one that
+    /// caused it; runs before it are complete, and later ones are not begun.
+    ///
+    /// `tokens`: at least one, at most the capacity of `state`; no two runs have one cache, and each has room.
+    pub(crate) fn forward(
+        &self,
+        tokens: &[u32],
+        runs: &[Run],
+        caches: &mut [KvCache],
+        state: &mut RunState,
+    ) -> std::result::Result<(), (usize, Error)> {
         let Inner { config, weights, kernels, threads, .. } = &*self.inner;
         let cpu = Cpu { kernels, threads };
-        let first = cache.position;
         let mut sound = Sound { n: tokens.len(), broken: None };
         state.recorder.begin(tokens.len());
 
         for (token, h) in tokens.iter().zip(state.hidden.chunks_exact_mut(config.dim)) {
             weights.embedding.view().row(*token as usize, h);
         }
-        rotation_tables(&weights.inverse_frequencies, first, tokens.len(), &mut state.cos, &mut state.sin);
+        for (run, row, n) in rows_of(runs, tokens.len()) {
+            let table = row * config.head_dim / 2..(row + n) * config.head_dim / 2;
+            let (cos, sin) = (&mut state.cos[table.clone()], &mut state.sin[table]);
+            rotation_tables(&weights.inverse_frequencies, caches[run.cache].position, cos, sin);
+        }
         state.recorder.lap(Operation::Embedding, || {
             let row = weights.embedding.bytes().len() / config.vocab_size;
             tokens.len() * (row + f32_bytes(config.dim + config.head_dim))
         });
         for (l, layer) in weights.layers.iter().enumerate() {
-            attention_block(cpu, config, layer, l, first, cache, state, &mut sound);
+            attention_block(cpu, config, layer, l, runs, caches, state, &mut sound);
             ffn_block(cpu, config, layer, l, state, &mut sound);
             if sound.n == 0 {
                 break;
@@ -99,28 +134,49 @@ impl Model {
         // Not every token's logits are computed; each is judged here, so that it does not matter which are.
         sound.note(cpu.finite_rows(normed, config.dim), None, "the output norm");
         state.recorder.lap(Operation::Norm, || f32_bytes(2 * tokens.len() * config.dim));
-        let n = sound.n;
-        cache.position += n;
-        cache.len += n;
-        match sound.broken {
-            None => Ok(()),
-            Some(b) => Err(Error::NonFinite { layer: b.layer, op: b.op, position: first + b.token }),
+        let broken = sound.broken.and_then(|b| {
+            let (i, (run, row, _)) = rows_of(runs, b.token + 1).enumerate().last()?;
+            let position = caches[run.cache].position + b.token - row;
+            Some((i, Error::NonFinite { layer: b.layer, op: b.op, position }))
+        });
+        for (run, _, n) in rows_of(runs, sound.n) {
+            caches[run.cache].advance(n);
         }
+        broken.map_or(Ok(()), Err)
     }
 
-    /// The logits of the token in row `row` of the last chunk, whose first token was at `position`: (vocab_size).
+    /// The logits of the token in row `row` of the last pass, which is at `position`: (vocab_size).
     pub(crate) fn logits(&self, row: usize, position: usize, state: &mut RunState) -> Result<()> {
+        self.all_logits(row..row + 1, state);
+        self.sound_logits(0, position, state).map(drop)
+    }
+
+    /// The logits of several rows, of which each row of the head is read once; whether they are sound is another question.
+    /// At most [`MAX_CHOICES`](crate::head::MAX_CHOICES).
+    pub(crate) fn all_logits(&self, rows: Range<usize>, state: &mut RunState) {
         let Inner { config, weights, kernels, threads, .. } = &*self.inner;
+        let n = rows.len();
+        let x = &state.normed[rows.start * config.dim..rows.end * config.dim];
         state.recorder.go_on();
-        let x = &state.normed[row * config.dim..][..config.dim];
-        Cpu { kernels, threads }.dense(weights.head(), x, 1, &mut state.logits);
-        state
-            .recorder
-            .lap(Operation::HeadFull, || weights.head_bytes() + f32_bytes(config.dim + config.vocab_size));
-        if kernels.absmax_bits(&state.logits) >= NON_FINITE {
-            return Err(Error::NonFinite { layer: None, op: "the logits", position: position + row });
+        Cpu { kernels, threads }.dense(weights.head(), x, n, &mut state.logits[..n * config.vocab_size]);
+        state.recorder.lap(Operation::HeadFull, || {
+            weights.head_bytes() + f32_bytes(n * (config.dim + config.vocab_size))
+        });
+    }
+
+    /// The `i`-th logits that were computed last, which follow the token at `position`: (vocab_size).
+    pub(crate) fn sound_logits<'s>(
+        &self,
+        i: usize,
+        position: usize,
+        state: &'s RunState,
+    ) -> Result<&'s [f32]> {
+        let vocab_size = self.inner.config.vocab_size;
+        let logits = &state.logits[i * vocab_size..][..vocab_size];
+        if self.inner.kernels.absmax_bits(logits) >= NON_FINITE {
+            return Err(Error::NonFinite { layer: None, op: "the logits", position });
         }
-        Ok(())
+        Ok(logits)
     }
 }
 
@@ -130,8 +186,8 @@ fn attention_block(
     config: &ModelConfig,
     layer: &Layer,
     l: usize,
-    first: usize,
-    cache: &mut KvCache,
+    runs: &[Run],
+    caches: &mut [KvCache],
     state: &mut RunState,
     sound: &mut Sound,
 ) {
@@ -167,16 +223,29 @@ fn attention_block(
     rotate_heads(cpu, &mut q[..n * q_dim], layer.q_norm.as_ref(), q_dim, tables, scale);
     rotate_heads(cpu, &mut k[..n * kv_dim], layer.k_norm.as_ref(), kv_dim, tables, 1.0);
     state.recorder.lap(Operation::Rotation, || f32_bytes(2 * n * (q_dim + kv_dim)));
-    if let Err((token, op)) = cache.store(cpu, l, first, &k[..n * kv_dim], &v[..n * kv_dim]) {
-        sound.note(Err(token), Some(l), op);
+    for (run, row, n) in rows_of(runs, sound.n) {
+        let (cache, rows) = (&mut caches[run.cache], row * kv_dim..(row + n) * kv_dim);
+        if let Err((token, op)) = cache.store(cpu, l, &k[rows.clone()], &v[rows]) {
+            sound.note(Err(row + token), Some(l), op);
+            break;
+        }
     }
-    state.recorder.lap(Operation::KvStore, || f32_bytes(2 * n * kv_dim) + cache.bytes_of(n));
+    state.recorder.lap(Operation::KvStore, || f32_bytes(2 * n * kv_dim) + caches[runs[0].cache].bytes_of(n));
 
     let n = sound.n;
     let mixed = &mut mixed[..n * q_dim];
-    let q = &q[..n * q_dim];
-    attention(cpu.kernels, cpu.threads, config.heads(), q, cache.layer(l), first, partials.view(), mixed);
-    state.recorder.lap(Operation::Attention, || cache.bytes_of(first + n) + f32_bytes(2 * n * q_dim));
+    for (run, row, n) in rows_of(runs, n) {
+        let (cache, rows) = (&caches[run.cache], row * q_dim..(row + n) * q_dim);
+        let (q, out) = (&q[rows.clone()], &mut mixed[rows]);
+        let heads = config.heads();
+        attention(cpu.kernels, cpu.threads, heads, q, cache.layer(l), cache.position, partials.view(), out);
+    }
+    state.recorder.lap(Operation::Attention, || {
+        let read: usize = rows_of(runs, n)
+            .map(|(run, _, n)| caches[run.cache].bytes_of(caches[run.cache].position + n))
+            .sum();
+        read + f32_bytes(2 * n * q_dim)
+    });
     if let Some(norm) = &layer.attn_sub_norm {
         cpu.norm_in_place(mixed, norm);
         state.recorder.lap(Operation::Norm, || f32_bytes(2 * n * q_dim));
@@ -259,12 +328,13 @@ fn rotate_heads(
     cpu.rotate(x, token_dim, tables, scale);
 }
 
-/// cos and sin of `position · frequency` for `n` positions from `first`: (n, head_dim / 2) each.
+/// cos and sin of `position · frequency` for the positions from `first` on that there is room for: (n, head_dim / 2)
+/// each.
 ///
 /// The angle is rounded to `f32` before its cosine is taken, as in the reference implementation.
-fn rotation_tables(frequencies: &[f32], first: usize, n: usize, cos: &mut [f32], sin: &mut [f32]) {
+fn rotation_tables(frequencies: &[f32], first: usize, cos: &mut [f32], sin: &mut [f32]) {
     let rows = cos.chunks_exact_mut(frequencies.len()).zip(sin.chunks_exact_mut(frequencies.len()));
-    for (t, (cos, sin)) in rows.take(n).enumerate() {
+    for (t, (cos, sin)) in rows.enumerate() {
         let position = (first + t) as f32;
         for ((f, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
             let (s, c) = sin_cos(f64::from(position * f));

@@ -1,6 +1,7 @@
 //! A session: one sequence of tokens, its KV cache and its activations.
 
 use std::ops::Range;
+use std::slice;
 use std::sync::{Arc, Weak};
 
 use bitnet_core::BitNetDType;
@@ -13,7 +14,7 @@ use crate::config::ModelConfig;
 use crate::head::MAX_CHOICES;
 use crate::idle::SessionCache;
 use crate::kv_cache::KvCache;
-use crate::model::Model;
+use crate::model::{Model, Run};
 use crate::open::main_operation;
 use crate::profile::{Operation, Profile};
 use crate::sampling::Sampler;
@@ -36,6 +37,35 @@ pub struct SessionOptions {
     pub precision: MixedPrecisionConfig,
 }
 
+impl SessionOptions {
+    /// Positions that there is to be room for.
+    pub(crate) fn max_seq_len(&self, config: &ModelConfig) -> Result<usize> {
+        let max_seq_len = self.max_seq_len.unwrap_or(config.max_seq_len.min(DEFAULT_MAX_SEQ_LEN));
+        if max_seq_len == 0 {
+            return Err(Error::BadOption { option: "the context", must: "at least 1" });
+        }
+        if max_seq_len > config.max_seq_len {
+            return Err(Error::ContextTooLong { asked: max_seq_len, limit: config.max_seq_len });
+        }
+        Ok(max_seq_len)
+    }
+
+    /// Tokens that are to be computed together.
+    pub(crate) fn chunk(&self, config: &ModelConfig) -> Result<usize> {
+        match self.chunk.unwrap_or(DEFAULT_CHUNK).min(self.max_seq_len(config)?) {
+            0 => Err(Error::BadOption { option: "the chunk", must: "at least 1" }),
+            chunk => Ok(chunk),
+        }
+    }
+
+    /// An empty cache.
+    pub(crate) fn cache(&self, model: &Model) -> Result<KvCache> {
+        let config = model.config();
+        let dtype = PrecisionManager::new(self.precision.clone())?.precision(ComponentType::KvCache);
+        KvCache::new(model.pool(), config.n_layers, config.heads(), self.max_seq_len(config)?, dtype)
+    }
+}
+
 /// The context of a session that asks for none, where the model allows it.
 pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 
@@ -54,21 +84,9 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(model: Model, options: SessionOptions) -> Result<Self> {
         let config = model.config();
-        let max_seq_len = options.max_seq_len.unwrap_or(config.max_seq_len.min(DEFAULT_MAX_SEQ_LEN));
-        if max_seq_len == 0 {
-            return Err(Error::BadOption { option: "the context", must: "at least 1" });
-        }
-        if max_seq_len > config.max_seq_len {
-            return Err(Error::ContextTooLong { asked: max_seq_len, limit: config.max_seq_len });
-        }
-        let chunk = options.chunk.unwrap_or(DEFAULT_CHUNK).min(max_seq_len);
-        if chunk == 0 {
-            return Err(Error::BadOption { option: "the chunk", must: "at least 1" });
-        }
-        let dtype = PrecisionManager::new(options.precision)?.precision(ComponentType::KvCache);
+        let (max_seq_len, chunk) = (options.max_seq_len(config)?, options.chunk(config)?);
         let pool = model.pool();
-        let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, dtype)?;
-        let cache = Arc::new(SessionCache::new(cache, pool));
+        let cache = Arc::new(SessionCache::new(options.cache(&model)?, pool));
         let state = RunState::new(pool, config, chunk, max_seq_len)?;
         let tokens = Vec::with_capacity(max_seq_len);
         let reclaimer: Weak<dyn Reclaim> = Arc::<SessionCache>::downgrade(&cache);
@@ -118,7 +136,7 @@ impl Session {
 
     /// The logits of the last forward pass, and the tokens they follow.
     pub(crate) fn logits_and_tokens(&self) -> (&[f32], &[u32]) {
-        (&self.state.logits, &self.tokens)
+        (&self.state.logits[..self.model.config().vocab_size], &self.tokens)
     }
 
     /// Bytes that a session's cache takes.
@@ -175,9 +193,9 @@ impl Session {
     pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let _env = DefaultFloatEnv::enter();
         let (position, row) = self.append(tokens)?;
-        let logits = self.model.logits(row, position, &mut self.state);
+        let logits = self.model.logits(row, position + row, &mut self.state);
         self.keep_sound(logits)?;
-        Ok(&self.state.logits)
+        Ok(self.logits_and_tokens().0)
     }
 
     /// Appends `tokens` and chooses the one that follows; those from `generated_from` on count as generated. The token is
@@ -238,15 +256,30 @@ impl Session {
         self.n_hidden = self.n_hidden.saturating_sub(1);
     }
 
+    /// Chooses what follows each of `rows` of the last chunk, whose first token was at `first`, as long as `accept` takes
+    /// it. What has to be read of all rows of the head is read once.
     fn choose(
         &mut self,
         rows: Range<usize>,
         first: usize,
         sampler: &mut Sampler,
         generated_from: usize,
-        accept: impl FnMut(u32) -> bool,
+        mut accept: impl FnMut(u32) -> bool,
     ) -> Result<()> {
-        self.model.choose(rows, first, &self.tokens, generated_from, sampler, &mut self.state, accept)
+        let Session { model, state, tokens, .. } = self;
+        let mut needs = [None; MAX_CHOICES];
+        for (need, row) in needs.iter_mut().zip(rows.clone()) {
+            *need = sampler.need(first + row + 1);
+        }
+        let bounded = model.bound(rows.clone(), &needs[..rows.len()], model.n_choosable(sampler), state);
+        for (t, row) in rows.enumerate() {
+            let need = needs[t].filter(|_| bounded).map(|need| (t, need));
+            let tokens = &tokens[..first + row + 1];
+            if !accept(model.choose(row, need, tokens, generated_from, sampler, state)?) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Rows of the head that the last [`Session::sample`] computed as they are stored; `None` where it computed all.
@@ -265,8 +298,8 @@ impl Session {
         let model = self.model.clone();
         let all = self.chunks(tokens, |state, at, n| {
             for row in 0..n {
-                model.logits(row, at, state)?;
-                each(at + row - start, &state.logits)?;
+                model.logits(row, at + row, state)?;
+                each(at + row - start, &state.logits[..model.config().vocab_size])?;
             }
             Ok(())
         });
@@ -312,14 +345,16 @@ impl Session {
         for chunk in tokens.chunks(self.state.chunk) {
             let mut held = self.cache.ready()?;
             let position = held.cache.position;
-            let result = self.model.forward(chunk, &mut held.cache, &mut self.state);
+            let run = Run { cache: 0, n: chunk.len() };
+            let cache = slice::from_mut(&mut held.cache);
+            let result = self.model.forward(chunk, &[run], cache, &mut self.state);
             let sound = held.cache.position - position;
             drop(held);
             self.tokens.extend_from_slice(&chunk[..sound]);
             if sound > 0 {
                 after(&mut self.state, position, sound)?;
             }
-            result?;
+            result.map_err(|(_, error)| error)?;
         }
         Ok(())
     }

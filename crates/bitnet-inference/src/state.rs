@@ -6,7 +6,7 @@ use bitnet_quant::linear::QuantizedRows;
 
 use crate::Result;
 use crate::config::ModelConfig;
-use crate::head::HeadState;
+use crate::head::{HeadState, MAX_CHOICES};
 use crate::profile::Recorder;
 
 /// Buffers for chunks of at most `chunk` tokens in contexts of at most `max_seq_len`.
@@ -27,7 +27,7 @@ pub(crate) struct RunState {
     pub(crate) sums: Buffer<i32>,    // (chunk)
     pub(crate) cos: Buffer<f32>,     // (chunk, head_dim / 2)
     pub(crate) sin: Buffer<f32>,     // (chunk, head_dim / 2)
-    pub(crate) logits: Buffer<f32>,  // (vocab_size)
+    pub(crate) logits: Buffer<f32>,  // (MAX_CHOICES, vocab_size)
     pub(crate) head: HeadState,
     pub(crate) recorder: Recorder,
     pub(crate) chunk: usize,
@@ -77,7 +77,7 @@ impl RunState {
             sums: pool.buffer(chunk)?,
             cos: f32s(chunk * config.head_dim / 2)?,
             sin: f32s(chunk * config.head_dim / 2)?,
-            logits: f32s(config.vocab_size)?,
+            logits: f32s(MAX_CHOICES * config.vocab_size)?,
             head: HeadState::new(pool, config)?,
             recorder: Recorder::default(),
             chunk,

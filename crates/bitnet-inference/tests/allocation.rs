@@ -13,11 +13,16 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bitnet_core::BitNetDType;
 use bitnet_core::file::gguf::{GgmlType, GgufWriter};
 use bitnet_core::memory::HybridMemoryPool;
+use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::config::Architecture;
-use bitnet_inference::{HeadMode, HeadOptions, Model, ModelOptions, Sampler, SamplingOptions, Session};
+use bitnet_inference::{
+    HeadMode, HeadOptions, Model, ModelOptions, Sampler, SamplingOptions, Session, SessionOptions,
+};
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::kernels::Kernels;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 use common::random_model::{Random, RandomModel, Recipe, StoredAs};
@@ -144,9 +149,37 @@ fn running_allocates_nothing() {
                 session.start_profile();
                 let n = calls(|| run(&mut session));
                 assert_eq!(n, 0, "{} on {isa}, {kv} cache, profiled", path.display());
+                // What a batch does beside is the same everywhere. The test must be over before the harness, whose
+                // allocations count, says that it takes long.
+                if isa == Kernels::best().isa() {
+                    batches_allocate_nothing(&model, kv);
+                }
             }
         }
     }
+}
+
+/// Prompts of several lengths, in parts and beside what others have chosen, and rows that become free.
+fn batches_allocate_nothing(model: &Model, kv: BitNetDType) {
+    let precision = MixedPrecisionConfig::default().with_component(ComponentType::KvCache, kv);
+    let options = SessionOptions { chunk: Some(8), precision, ..Default::default() };
+    let mut batch = model.batch(10, &options).unwrap();
+    for (i, temperature) in [0.0, 1.0, 0.0, 0.7, 0.0, 0.0, 1.0, 0.0, 0.0].into_iter().enumerate() {
+        let sampling = SamplingOptions { temperature, ..Default::default() };
+        let sampler = Sampler::new(sampling, model.config().vocab_size).unwrap();
+        batch.start(&[1; 20][..1 + 2 * i], sampler).unwrap();
+    }
+    let mut chosen = 0;
+    let n = calls(|| {
+        for _ in 0..20 {
+            batch.step(|row, token| {
+                chosen += usize::from(token.is_ok());
+                row > 2 || chosen < 30
+            });
+        }
+    });
+    assert!(chosen > 50 && batch.n_free() == 4, "{chosen} tokens, {} rows free", batch.n_free());
+    assert_eq!(n, 0, "{kv} cache");
 }
 
 /// A token, a prompt of several chunks, tokens taken back, and an error that needs no memory.

@@ -20,6 +20,8 @@ pub(super) struct Decoding {
     pub(super) space_mark: bool,
     /// `<0x0A>` is a byte.
     pub(super) byte_fallback: bool,
+    /// Every token is a word, and a space stands before it.
+    pub(super) space_before: bool,
     /// Spaces to remove at the start of the text, where encoding put them.
     pub(super) strip_left: usize,
 }
@@ -34,6 +36,9 @@ impl Decoding {
                 .map(|c| BYTE_OF_CHAR.get(&c).copied())
                 .collect::<Option<Vec<u8>>>()
                 .unwrap_or_else(|| token.as_bytes().to_vec());
+        }
+        if self.space_before {
+            return [b" ", token.as_bytes()].concat();
         }
         if let Some(byte) = byte_token(token).filter(|_| self.byte_fallback) {
             return vec![byte];
@@ -70,7 +75,7 @@ pub(super) struct Pieces {
     /// Token `id` is `bytes[ends[id - 1]..ends[id]]`.
     ends: Vec<usize>,
     kinds: Vec<Kind>,
-    strip_left: usize,
+    decoding: Decoding,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,19 +94,39 @@ pub(super) struct Piece<'a> {
 
 impl Pieces {
     /// A table of `tokens`, which are in the order of their ids.
-    pub(super) fn new<'a>(tokens: impl Iterator<Item = (&'a str, Kind)>, decoding: &Decoding) -> Self {
-        let mut pieces = Pieces {
-            bytes: Vec::new(),
-            ends: Vec::new(),
-            kinds: Vec::new(),
-            strip_left: decoding.strip_left,
-        };
+    pub(super) fn new<'a>(tokens: impl Iterator<Item = (&'a str, Kind)>, decoding: Decoding) -> Self {
+        let mut pieces =
+            Pieces { bytes: Vec::new(), ends: Vec::new(), kinds: Vec::new(), decoding: decoding.clone() };
         for (token, kind) in tokens {
-            pieces.bytes.extend(decoding.bytes(token));
-            pieces.ends.push(pieces.bytes.len());
-            pieces.kinds.push(kind);
+            // No token has no bytes, whatever the vocabulary writes in front of one.
+            let bytes = if kind == Kind::Hole { Vec::new() } else { decoding.bytes(token) };
+            pieces.push(&bytes, kind);
         }
         pieces
+    }
+
+    /// The bytes and the kind of every id.
+    pub(super) fn table(&self) -> Vec<(Vec<u8>, Kind)> {
+        let bytes = |id: usize| self.get(id as u32).map_or(&[][..], |piece| piece.bytes);
+        self.kinds.iter().enumerate().map(|(id, kind)| (bytes(id).to_vec(), *kind)).collect()
+    }
+
+    /// The same vocabulary with another table.
+    pub(super) fn with_table(&self, table: &[(Vec<u8>, Kind)]) -> Self {
+        let mut pieces = Pieces::new(std::iter::empty(), self.decoding.clone());
+        table.iter().for_each(|(bytes, kind)| pieces.push(bytes, *kind));
+        pieces
+    }
+
+    fn push(&mut self, bytes: &[u8], kind: Kind) {
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push(self.bytes.len());
+        self.kinds.push(kind);
+    }
+
+    /// How the vocabulary writes bytes.
+    pub(super) fn decoding(&self) -> &Decoding {
+        &self.decoding
     }
 
     pub(super) fn len(&self) -> usize {
@@ -134,7 +159,7 @@ pub struct DecodeStream {
 
 impl DecodeStream {
     pub(super) fn new(pieces: Arc<Pieces>, skip_special: bool) -> Self {
-        let strip_left = pieces.strip_left;
+        let strip_left = pieces.decoding.strip_left;
         DecodeStream { pieces, skip_special, pending: Vec::new(), strip_left }
     }
 
@@ -168,7 +193,7 @@ impl DecodeStream {
     ///
     /// The stream is then ready for another text.
     pub fn finish(&mut self) -> String {
-        self.strip_left = self.pieces.strip_left;
+        self.strip_left = self.pieces.decoding.strip_left;
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 
@@ -198,7 +223,7 @@ mod tests {
     fn bytes_table() -> Pieces {
         let tokens: Vec<String> = (0..=255u8).map(|b| format!("<0x{b:02X}>")).collect();
         let decoding = Decoding { byte_fallback: true, ..Decoding::default() };
-        Pieces::new(tokens.iter().map(|t| (t.as_str(), Kind::Text)), &decoding)
+        Pieces::new(tokens.iter().map(|t| (t.as_str(), Kind::Text)), decoding)
     }
 
     #[test]
@@ -242,7 +267,7 @@ mod tests {
     fn an_unused_id_has_no_text_and_changes_nothing() {
         let tokens = [("<0xC3>", Kind::Text), ("", Kind::Hole), ("<0xA9>", Kind::Text)];
         let decoding = Decoding { byte_fallback: true, ..Decoding::default() };
-        let mut stream = DecodeStream::new(Pieces::new(tokens.into_iter(), &decoding).into(), true);
+        let mut stream = DecodeStream::new(Pieces::new(tokens.into_iter(), decoding).into(), true);
         assert_eq!([0, 1, 2].map(|id| stream.push(id).unwrap()), ["", "", "é"]);
         assert!(stream.push(3).is_err());
     }

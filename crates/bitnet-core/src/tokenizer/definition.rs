@@ -10,7 +10,7 @@ use super::decode::{Decoding, Kind, Pieces};
 use crate::{Error, Result};
 
 /// A vocabulary may leave some ids unused, but not so many that a small file asks for a large table.
-const UNUSED_IDS: usize = 4096;
+pub(super) const UNUSED_IDS: usize = 4096;
 
 /// Where a file keeps each part, for errors.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Definition {
             }
             table[*id as usize] = (&token.content, if token.special { Kind::Special } else { Kind::Text });
         }
-        Ok(Pieces::new(table.into_iter(), &self.decoding))
+        Ok(Pieces::new(table.into_iter(), self.decoding.clone()))
     }
 
     /// What the `tokenizers` crate takes for granted.
