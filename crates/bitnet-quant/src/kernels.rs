@@ -13,6 +13,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
+mod elementwise;
 mod float_kernels;
 mod head_kernels;
 mod kv_rows;
@@ -34,7 +35,9 @@ use crate::head::MAX_HEAD_COLS;
 use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
+use elementwise::Column;
 
+pub use elementwise::{Arithmetic, Comparison, Operand};
 pub use kv_rows::{KvRows, KvRowsMut, store_tokens};
 
 /// An instruction set that kernels are written for.
@@ -235,6 +238,8 @@ pub struct Kernels {
     scale_rows: unsafe fn(x: &[f32], r: f32, w: &[f32], out: &mut [f32]),
     scale_row: unsafe fn(x: &mut [f32], r: f32, w: &[f32]),
     add: unsafe fn(h: &mut [f32], y: &[f32]),
+    arithmetic: unsafe fn(op: Arithmetic, a: Column, b: Column, out: *mut f32, n: usize),
+    compare: unsafe fn(op: Comparison, a: Column, b: Column, out: *mut i8, n: usize),
     gate: unsafe fn(f: Activation, gate: &mut [f32], up: &[f32]),
     rotate: unsafe fn(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32),
     attend: Attend,

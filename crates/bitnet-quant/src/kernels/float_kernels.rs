@@ -222,6 +222,7 @@ macro_rules! table {
     ) => {{
         use $crate::kernels::{Activation, DenseRow, HeadCodes, HeadFactors, HeadRows, KvRows, Kernels};
         use $crate::kernels::{PartialAttention, attention_kernels, float_kernels, head_kernels, ternary_kernels};
+        use $crate::kernels::elementwise::{self, Arithmetic, Column, Comparison};
         use $crate::kernels::vector::Vector;
         use $crate::reduce::BLOCK_LANES;
 
@@ -246,6 +247,9 @@ macro_rules! table {
             fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) = float_kernels::scale_rows;
             fn scale_row(x: &mut [f32], r: f32, w: &[f32]) = float_kernels::scale_row;
             fn add(h: &mut [f32], y: &[f32]) = float_kernels::add;
+            fn arithmetic(op: Arithmetic, a: Column, b: Column, out: *mut f32, n: usize)
+                = elementwise::arithmetic::<$vector>;
+            fn compare(op: Comparison, a: Column, b: Column, out: *mut i8, n: usize) = elementwise::compare::<$vector>;
             fn gate(f: Activation, gate: &mut [f32], up: &[f32]) = float_kernels::gate::<$vector>;
             fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = float_kernels::rotate::<$vector>;
             fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize], part: PartialAttention<'_>)
@@ -279,6 +283,8 @@ macro_rules! table {
             scale_rows,
             scale_row,
             add,
+            arithmetic,
+            compare,
             gate,
             rotate,
             attend,

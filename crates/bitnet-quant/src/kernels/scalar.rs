@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 
+use super::elementwise::{arithmetic_each, compare_each};
 use super::{
     Activation, DenseRow, HeadCodes, HeadRows, Isa, Kernels, KvRows, PartialAttention, head_kernels,
 };
@@ -36,6 +37,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     scale_rows,
     scale_row,
     add,
+    arithmetic: arithmetic_each,
+    compare: compare_each,
     gate,
     rotate,
     attend,

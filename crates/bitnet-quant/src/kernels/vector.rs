@@ -42,6 +42,12 @@ pub(super) trait Vector: Copy {
     unsafe fn power_of_two(self) -> Self;
     /// `then` in the lanes where `self < other`, `otherwise` in the rest and where either is NaN.
     unsafe fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self;
+    /// `then` in the lanes where `self == other`, `otherwise` in the rest and where either is NaN.
+    unsafe fn if_equal(self, other: Self, then: Self, otherwise: Self) -> Self;
+    /// [`Vector::store`] around the caches, where there is such an instruction; the address is aligned to the vector.
+    /// Other threads may read what was stored after [`Vector::fence`].
+    unsafe fn stream(self, p: *mut f32);
+    unsafe fn fence();
     /// Lane i is the [`crate::reduce::tree`] of vector i: of `LANES` vectors.
     unsafe fn trees(v: &[Self; MAX_LANES]) -> Self;
     /// Asks for a cache line ahead of its use; any address will do.
