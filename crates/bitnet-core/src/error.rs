@@ -130,6 +130,64 @@ pub enum Error {
         /// Bytes given.
         got: usize,
     },
+    /// A type cannot hold the value.
+    #[error("{value} is not a value of {dtype}")]
+    Unfit {
+        /// The value.
+        value: f32,
+        /// The type.
+        dtype: crate::BitNetDType,
+    },
+    /// The shapes of two operands do not fit each other.
+    #[error("cannot {operation} the shapes {left:?} and {right:?}")]
+    Shapes {
+        /// What was to be done with them, as a verb.
+        operation: &'static str,
+        /// The one.
+        left: Vec<usize>,
+        /// The other.
+        right: Vec<usize>,
+    },
+    /// A dimension that the tensor does not have, or that is named twice or not at all.
+    #[error("the axis {axis} is missing, named twice or none of a tensor of {n_dims} dimensions")]
+    BadAxis {
+        /// The dimension.
+        axis: isize,
+        /// How many there are.
+        n_dims: usize,
+    },
+    /// A position that the dimension does not have, or a step of 0.
+    #[error("the index or step {index} is impossible in dimension {dim}, which has {extent} positions")]
+    BadIndex {
+        /// The position or the step.
+        index: isize,
+        /// How many positions there are.
+        extent: usize,
+        /// The dimension.
+        dim: usize,
+    },
+    /// An operation that needs an element was given none.
+    #[error("{operation} of no elements is undefined")]
+    Empty {
+        /// The operation.
+        operation: &'static str,
+    },
+    /// Elements that share a byte cannot be addressed one by one.
+    #[error("cannot {operation} {dtype} tensors, whose elements share bytes; convert to i8 first")]
+    Packed {
+        /// What was to be done, as a verb.
+        operation: &'static str,
+        /// The type.
+        dtype: crate::BitNetDType,
+    },
+    /// A matrix without the property that a computation needs.
+    #[error("{operation}: the matrix is not {wanted}")]
+    BadMatrix {
+        /// The computation.
+        operation: &'static str,
+        /// The property.
+        wanted: &'static str,
+    },
     /// A component of a model cannot be kept in the format asked for.
     #[error("the {component} cannot be kept as {precision}; it can be {}", names(component.supported()))]
     Precision {

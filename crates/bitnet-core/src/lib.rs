@@ -12,6 +12,7 @@ pub mod execution;
 pub mod file;
 pub mod memory;
 pub mod mixed_precision;
+mod shape;
 pub mod tensor;
 pub mod tokenizer;
 
