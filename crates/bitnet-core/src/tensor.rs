@@ -214,7 +214,8 @@ impl BitNetTensor {
     /// of a file may be.
     pub fn as_slice<T: Pod>(&self) -> &[T] {
         assert_eq!(self.dtype.bits(), 8 * size_of::<T>());
-        bytemuck::cast_slice(self.as_bytes())
+        // No elements may begin anywhere.
+        if self.is_empty() { &[] } else { bytemuck::cast_slice(self.as_bytes()) }
     }
 
     /// The tensor without gaps and at an aligned address; itself, where it is that already.

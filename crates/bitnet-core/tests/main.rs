@@ -2,7 +2,6 @@
 
 #[cfg(feature = "linalg")]
 mod linalg;
-mod numpy_parity;
-mod pytorch_parity;
+mod parity;
 mod samples_tensor;
 mod tensors;

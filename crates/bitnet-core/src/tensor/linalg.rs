@@ -1,7 +1,8 @@
 //! Dense linear algebra on `faer`: its order of summation is its own, so nothing on the way to a token uses it.
 
 use faer::linalg::matmul::matmul;
-use faer::prelude::{MatMut, MatRef, Solve};
+use faer::linalg::solvers::Solve;
+use faer::prelude::{MatMut, MatRef};
 use faer::{Accum, Par, Side};
 
 use crate::memory::HybridMemoryPool;
