@@ -166,7 +166,8 @@ fn positions(extent: usize, start: Option<isize>, end: Option<isize>, step: isiz
 /// The shape of an operation on two shapes by NumPy's rule: aligned at the end, extents are equal or one of them is 1.
 pub fn broadcast_shapes(left: &[usize], right: &[usize]) -> Result<Vec<usize>> {
     let n_dims = left.len().max(right.len());
-    let extent = |shape: &[usize], dim: usize| (dim + shape.len()).checked_sub(n_dims).map_or(1, |i| shape[i]);
+    let extent =
+        |shape: &[usize], dim: usize| (dim + shape.len()).checked_sub(n_dims).map_or(1, |i| shape[i]);
     let shape = (0..n_dims).map(|dim| match (extent(left, dim), extent(right, dim)) {
         (1, n) | (n, 1) => Some(n),
         (n, m) => (n == m).then_some(n),

@@ -305,7 +305,8 @@ fn element_bytes(value: f32, dtype: BitNetDType) -> Result<Vec<u8>> {
         BitNetDType::F16 => DenseFormat::F16,
         BitNetDType::BF16 => DenseFormat::BF16,
         BitNetDType::I8 | BitNetDType::I4 | BitNetDType::BitNet158 => {
-            let highest = if dtype == BitNetDType::BitNet158 { 1.0 } else { (1 << (dtype.bits() - 1)) as f32 - 1.0 };
+            let highest =
+                if dtype == BitNetDType::BitNet158 { 1.0 } else { (1 << (dtype.bits() - 1)) as f32 - 1.0 };
             let lowest = if dtype == BitNetDType::BitNet158 { -1.0 } else { -highest - 1.0 };
             if value.fract() != 0.0 || !(lowest..=highest).contains(&value) {
                 return Err(Error::Unfit { value, dtype });

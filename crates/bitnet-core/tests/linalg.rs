@@ -27,7 +27,10 @@ fn products_are_sums_of_products_also_of_views_and_in_batches() {
     let identity = BitNetTensor::identity(5, BitNetDType::F32, &Device::Cpu, &pool).unwrap();
     assert_eq!(distance(&a.matmul(&identity, &pool).unwrap(), &a, &pool), 0.0);
     assert!(matches!(a.matmul(&a, &pool), Err(Error::Shapes { .. })));
-    assert_eq!(random(&[2, 0], 1, &pool).matmul(&random(&[0, 3], 1, &pool), &pool).unwrap().as_bytes(), [0; 24]);
+    assert_eq!(
+        random(&[2, 0], 1, &pool).matmul(&random(&[0, 3], 1, &pool), &pool).unwrap().as_bytes(),
+        [0; 24]
+    );
 }
 
 #[test]
@@ -61,7 +64,10 @@ fn decompositions_multiply_to_what_they_decompose() {
         assert!(s.as_slice::<f32>().is_sorted_by(|a, b| a >= b));
         let (q, triangle) = a.qr(&pool).unwrap();
         assert_eq!((q.shape(), triangle.shape()), (&[m, r][..], &[r, n][..]));
-        assert!(distance(&q.matmul(&triangle, &pool).unwrap(), &a, &pool) < 1e-5 && orthonormal(&q), "qr {m} {n}");
+        assert!(
+            distance(&q.matmul(&triangle, &pool).unwrap(), &a, &pool) < 1e-5 && orthonormal(&q),
+            "qr {m} {n}"
+        );
         let below = |i: usize| i / n > i % n;
         assert!(triangle.as_slice::<f32>().iter().enumerate().all(|(i, x)| !below(i) || *x == 0.0));
 

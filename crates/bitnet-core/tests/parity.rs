@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::tensor::{ActivationFunction, TensorIndex, load_tensors};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error, Result};
-use bitnet_core::file::safetensors::Checkpoint;
 use serde_json::Value;
 
 struct Data {
@@ -50,13 +50,20 @@ impl Data {
                 "broadcast" => tensor.broadcast_to(&extents(argument)).unwrap(),
                 other => panic!("unknown view {other}"),
             };
-            assert!(tensor.is_empty() || memory.contains(&tensor.as_ptr()), "{spec}: a view has its own memory");
+            assert!(
+                tensor.is_empty() || memory.contains(&tensor.as_ptr()),
+                "{spec}: a view has its own memory"
+            );
         }
         tensor
     }
 
     /// Runs every case that `accepts` by its operation. Returns how many there were.
-    fn run(&self, accepts: impl Fn(&str) -> bool, compute: impl Fn(&Self, &str, &Value) -> Result<BitNetTensor>) -> usize {
+    fn run(
+        &self,
+        accepts: impl Fn(&str) -> bool,
+        compute: impl Fn(&Self, &str, &Value) -> Result<BitNetTensor>,
+    ) -> usize {
         let (mut at, mut n) = (0, 0);
         for case in &self.cases {
             let shape = (!case["shape"].is_null()).then(|| extents(&case["shape"]));
@@ -81,7 +88,10 @@ impl Data {
                     }
                 }
                 (Err(_), None) => {}
-                (got, _) => panic!("{case}: {got:?}, but NumPy {}", if case["shape"].is_null() { "refuses" } else { "computes" }),
+                (got, _) => panic!(
+                    "{case}: {got:?}, but NumPy {}",
+                    if case["shape"].is_null() { "refuses" } else { "computes" }
+                ),
             }
         }
         n
@@ -211,7 +221,18 @@ fn reduced(data: &Data, op: &str, case: &Value) -> Result<BitNetTensor> {
 }
 
 const ELEMENTWISE: [&str; 12] = [
-    "add", "sub", "mul", "div", "min", "max", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "min",
+    "max",
+    "less",
+    "less_equal",
+    "greater",
+    "greater_equal",
+    "equal",
+    "not_equal",
 ];
 const REARRANGED: [&str; 3] = ["slice", "reshape", "concatenate"];
 const REDUCED: [&str; 9] = ["sum", "mean", "var", "std", "norm", "argmin", "argmax", "min", "max"];
@@ -221,15 +242,18 @@ fn every_case_of_numpy_gives_what_numpy_gave() {
     let data = Data::open();
     // `min` and `max` are operations of two operands and of one.
     let binary = |case: &Value| case.get("b").is_some();
-    let n = data.run(|op| ELEMENTWISE.contains(&op) || REARRANGED.contains(&op) || REDUCED.contains(&op), |data, op, case| {
-        if binary(case) {
-            elementwise(data, op, case)
-        } else if REARRANGED.contains(&op) {
-            rearranged(data, op, case)
-        } else {
-            reduced(data, op, case)
-        }
-    });
+    let n = data.run(
+        |op| ELEMENTWISE.contains(&op) || REARRANGED.contains(&op) || REDUCED.contains(&op),
+        |data, op, case| {
+            if binary(case) {
+                elementwise(data, op, case)
+            } else if REARRANGED.contains(&op) {
+                rearranged(data, op, case)
+            } else {
+                reduced(data, op, case)
+            }
+        },
+    );
     assert_eq!(n, 3100);
     assert_eq!(data.pool.get_metrics().total_allocated, 0, "memory stayed out");
 }
@@ -237,28 +261,38 @@ fn every_case_of_numpy_gives_what_numpy_gave() {
 #[test]
 fn activations_and_their_derivatives_are_those_of_pytorch() {
     let data = Data::open();
-    let n = data.run(|op| op == "activation", |data, _, case| {
-        let f = match case["name"].as_str().unwrap() {
-            "relu" => ActivationFunction::Relu,
-            "relu2" => ActivationFunction::Relu2,
-            "gelu" => ActivationFunction::Gelu,
-            "gelu_tanh" => ActivationFunction::GeluTanh,
-            "sigmoid" => ActivationFunction::Sigmoid,
-            "tanh" => ActivationFunction::Tanh,
-            _ => ActivationFunction::Silu,
-        };
-        let x = data.tensor(&data.points, &[data.points.len()]);
-        if case["kind"] == "value" { x.activate(f, &data.pool) } else { x.activation_derivative(f, &data.pool) }
-    });
+    let n = data.run(
+        |op| op == "activation",
+        |data, _, case| {
+            let f = match case["name"].as_str().unwrap() {
+                "relu" => ActivationFunction::Relu,
+                "relu2" => ActivationFunction::Relu2,
+                "gelu" => ActivationFunction::Gelu,
+                "gelu_tanh" => ActivationFunction::GeluTanh,
+                "sigmoid" => ActivationFunction::Sigmoid,
+                "tanh" => ActivationFunction::Tanh,
+                _ => ActivationFunction::Silu,
+            };
+            let x = data.tensor(&data.points, &[data.points.len()]);
+            if case["kind"] == "value" {
+                x.activate(f, &data.pool)
+            } else {
+                x.activation_derivative(f, &data.pool)
+            }
+        },
+    );
     assert_eq!(n, 2 * ActivationFunction::ALL.len());
-    let n = data.run(|op| op == "softmax", |data, _, case| {
-        let (x, axis) = (data.operand(&case["a"]), case["axis"].as_i64().unwrap() as isize);
-        let y = x.softmax(axis, &data.pool)?;
-        if case["kind"] == "value" {
-            return Ok(y);
-        }
-        y.softmax_backward(&data.operand(&case["gradient"]), axis, &data.pool)
-    });
+    let n = data.run(
+        |op| op == "softmax",
+        |data, _, case| {
+            let (x, axis) = (data.operand(&case["a"]), case["axis"].as_i64().unwrap() as isize);
+            let y = x.softmax(axis, &data.pool)?;
+            if case["kind"] == "value" {
+                return Ok(y);
+            }
+            y.softmax_backward(&data.operand(&case["gradient"]), axis, &data.pool)
+        },
+    );
     assert_eq!(n, 120);
 }
 

@@ -86,8 +86,14 @@ fn half_precision_is_computed_in_single_and_rounded_once() {
     let pool = pool();
     let half = |x: f32| half::f16::from_f32(x);
     let values = [half(1.0), half(2048.0), half(0.1)];
-    let mut a = BitNetTensor::from_slice(&values.map(half::f16::to_bits), &[3], BitNetDType::F16, &Device::Cpu, &pool)
-        .unwrap();
+    let mut a = BitNetTensor::from_slice(
+        &values.map(half::f16::to_bits),
+        &[3],
+        BitNetDType::F16,
+        &Device::Cpu,
+        &pool,
+    )
+    .unwrap();
     let sum = a.add(&a, &pool).unwrap();
     assert_eq!(sum.dtype(), BitNetDType::F16);
     let want = values.map(|x| half(2.0 * x.to_f32()).to_bits());
@@ -109,7 +115,10 @@ fn packed_types_are_whole_or_refused() {
     assert_eq!(ternary.size_bytes(), 4);
     assert_eq!(ternary.reshape(&[16], &pool).unwrap().as_bytes(), [0x55; 4]);
     let error = ternary.transpose().unwrap_err();
-    assert_eq!(error.to_string(), "cannot permute bitnet158 tensors, whose elements share bytes; convert to i8 first");
+    assert_eq!(
+        error.to_string(),
+        "cannot permute bitnet158 tensors, whose elements share bytes; convert to i8 first"
+    );
 }
 
 #[test]
@@ -171,7 +180,8 @@ fn threads_share_tensors_and_every_byte_comes_back() {
 
 #[test]
 fn memory_that_is_not_there_is_an_error_that_loses_nothing() {
-    let pool = HybridMemoryPool::with_config(MemoryPoolConfig { max_bytes: Some(100), ..Default::default() }).unwrap();
+    let pool = HybridMemoryPool::with_config(MemoryPoolConfig { max_bytes: Some(100), ..Default::default() })
+        .unwrap();
     let a = BitNetTensor::new(TensorMetadata::new(vec![20], BitNetDType::F32, Device::Cpu), &pool).unwrap();
     assert!(matches!(a.add(1.0, &pool), Err(Error::OutOfMemory { .. })));
     assert_eq!(pool.get_metrics().total_allocated, 80);

@@ -186,8 +186,10 @@ impl Dense {
 pub(crate) enum WeightBytes {
     /// As they are in a file.
     File(Bytes),
-    /// Brought into another order or layout.
+    /// Brought into another layout.
     Pool(MemoryHandle),
+    /// Rows brought into another order.
+    Ordered(BitNetTensor),
 }
 
 impl WeightBytes {
@@ -195,6 +197,7 @@ impl WeightBytes {
         match self {
             WeightBytes::File(bytes) => bytes,
             WeightBytes::Pool(handle) => handle.as_slice(),
+            WeightBytes::Ordered(rows) => rows.as_bytes(),
         }
     }
 }
@@ -372,13 +375,10 @@ impl Loader<'_> {
         stored.check_dense_size(format, bytes.len(), self.source.path())?;
         let bytes = match stored.row_order {
             RowOrder::Halves => WeightBytes::File(bytes.clone()),
-            order @ RowOrder::Interleaved { .. } => {
-                let mut ordered = self.pool.allocate(bytes.len(), ALIGNMENT, &Device::Cpu)?;
-                let row_bytes = bytes.len() / rows;
-                for (r, row) in ordered.as_mut_slice().chunks_exact_mut(row_bytes).enumerate() {
-                    row.copy_from_slice(&bytes[order.file_row(r) * row_bytes..][..row_bytes]);
-                }
-                WeightBytes::Pool(ordered)
+            RowOrder::Interleaved { head_dim } => {
+                let pairs = [rows / head_dim, head_dim / 2, 2, bytes.len() / rows];
+                let pairs = BitNetTensor::from_file(bytes.clone(), &pairs, BitNetDType::I8)?;
+                WeightBytes::Ordered(pairs.permute(&[0, 2, 1, 3])?.contiguous(self.pool)?)
             }
         };
         Ok(Dense { bytes, format, rows, cols })

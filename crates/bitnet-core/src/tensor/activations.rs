@@ -51,10 +51,24 @@ impl ActivationFunction {
         let x64 = f64::from(x);
         match self {
             // NaN comes through.
-            ActivationFunction::Relu => if x < 0.0 { 0.0 } else { x },
-            ActivationFunction::Relu2 => if x < 0.0 { 0.0 } else { x * x },
+            ActivationFunction::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
+            ActivationFunction::Relu2 => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x * x
+                }
+            }
             ActivationFunction::Gelu => zero_at_minus_infinity(x64, normal(x64)),
-            ActivationFunction::GeluTanh => zero_at_minus_infinity(x64, 0.5 * (1.0 + tanh64(gelu_argument(x64)))),
+            ActivationFunction::GeluTanh => {
+                zero_at_minus_infinity(x64, 0.5 * (1.0 + tanh64(gelu_argument(x64))))
+            }
             ActivationFunction::Sigmoid => sigmoid(x64) as f32,
             ActivationFunction::Tanh => tanh64(x64) as f32,
             ActivationFunction::Silu => zero_at_minus_infinity(x64, sigmoid(x64)),
@@ -65,8 +79,20 @@ impl ActivationFunction {
     pub fn derivative(self, x: f32) -> f32 {
         let x64 = f64::from(x);
         match self {
-            ActivationFunction::Relu => if x <= 0.0 { 0.0 } else { x.signum() },
-            ActivationFunction::Relu2 => if x < 0.0 { 0.0 } else { 2.0 * x },
+            ActivationFunction::Relu => {
+                if x <= 0.0 {
+                    0.0
+                } else {
+                    x.signum()
+                }
+            }
+            ActivationFunction::Relu2 => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    2.0 * x
+                }
+            }
             ActivationFunction::Gelu => {
                 let density = GELU_SCALE * 0.5 * exp64(-0.5 * x64 * x64);
                 (normal(x64) + slope(x64, density)) as f32

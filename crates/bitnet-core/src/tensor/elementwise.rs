@@ -156,7 +156,8 @@ impl BitNetTensor {
         let shape = self.shape().to_vec();
         let out = self.values_mut(pool)?;
         // Only the place of this side is walked; the kernel reads it from the output.
-        let place = Side { values: None, number: [0.0], layout: Layout::contiguous(&[]).broadcast_to(&shape)? };
+        let place =
+            Side { values: None, number: [0.0], layout: Layout::contiguous(&[]).broadcast_to(&shape)? };
         pieces(&[place, side], |at, _, b| Kernels::best().arithmetic(op, Operand::Output, b, &mut out[at]));
         Ok(())
     }

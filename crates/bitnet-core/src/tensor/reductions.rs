@@ -128,7 +128,8 @@ impl BitNetTensor {
         let (shape, len) = (extents(&kept), extents(&reduced).iter().product());
         let order = [kept, reduced].concat();
         // Packed types, which cannot be permuted, need not be where nothing moves.
-        let rows = if order.is_sorted() { self.clone() } else { self.strided_values(pool)?.permute(&order)? };
+        let rows =
+            if order.is_sorted() { self.clone() } else { self.strided_values(pool)?.permute(&order)? };
         Ok((rows.values(pool)?, shape, len))
     }
 

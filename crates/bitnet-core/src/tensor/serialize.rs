@@ -19,7 +19,8 @@ pub fn save_tensors(path: &Path, tensors: &[(&str, &BitNetTensor)]) -> Result<()
         .map(|(name, tensor)| {
             let known = tensor.dtype.safetensors_name().and_then(|n| Dtype::try_from(Cow::Borrowed(n)).ok());
             let refused = || {
-                let problem = format!("is {}, which safetensors files cannot hold; convert it to i8", tensor.dtype);
+                let problem =
+                    format!("is {}, which safetensors files cannot hold; convert it to i8", tensor.dtype);
                 Error::bad_tensor(path, *name, problem)
             };
             Ok(TensorSpec { name, dtype: known.ok_or_else(refused)?, shape: tensor.shape() })
@@ -41,7 +42,11 @@ pub fn load_tensors(path: &Path) -> Result<IndexMap<String, BitNetTensor>> {
     let file = SafeTensors::parse(Mapping::open(path)?)?;
     let load = |tensor: &crate::file::safetensors::Tensor| {
         let dtype = BitNetDType::from_safetensors_name(tensor.dtype.name()).ok_or_else(|| {
-            Error::bad_tensor(path, &tensor.name, format!("is {}, which is no type of tensors here", tensor.dtype))
+            Error::bad_tensor(
+                path,
+                &tensor.name,
+                format!("is {}, which is no type of tensors here", tensor.dtype),
+            )
         })?;
         let loaded = BitNetTensor::from_file(tensor.bytes.clone(), &tensor.shape, dtype)?;
         Ok((tensor.name.clone(), loaded))

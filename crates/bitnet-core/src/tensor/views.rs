@@ -108,9 +108,14 @@ impl BitNetTensor {
 }
 
 fn gather<const WIDTH: usize>(from: &[u8], layout: &Layout, out: &mut [u8]) {
-    let mut out = out.as_chunks_mut::<WIDTH>().0.iter_mut();
+    let mut done = 0;
     runs([layout], |[(start, stride)], len| {
-        for (i, out) in out.by_ref().take(len).enumerate() {
+        let out = &mut out[WIDTH * done..][..WIDTH * len];
+        done += len;
+        if stride == 1 {
+            return out.copy_from_slice(&from[WIDTH * start..][..WIDTH * len]);
+        }
+        for (i, out) in out.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
             let at = WIDTH * start.wrapping_add_signed(i as isize * stride);
             out.copy_from_slice(&from[at..at + WIDTH]);
         }

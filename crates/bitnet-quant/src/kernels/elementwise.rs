@@ -219,7 +219,9 @@ pub(super) unsafe fn compare<V: Vector>(op: Comparison, a: Column, b: Column, ou
         let (yes, no) = (V::splat(1.0), V::splat(0.0));
         match op {
             Comparison::Less => mask::<V>(a, b, out, n, |a, b| a.if_less(b, yes, no)),
-            Comparison::LessEqual => mask::<V>(a, b, out, n, |a, b| a.if_less(b, yes, a.if_equal(b, yes, no))),
+            Comparison::LessEqual => {
+                mask::<V>(a, b, out, n, |a, b| a.if_less(b, yes, a.if_equal(b, yes, no)))
+            }
             Comparison::Greater => mask::<V>(b, a, out, n, |b, a| b.if_less(a, yes, no)),
             Comparison::GreaterEqual => {
                 mask::<V>(b, a, out, n, |b, a| b.if_less(a, yes, b.if_equal(a, yes, no)));
