@@ -52,11 +52,16 @@ impl Layout {
         if self.shape.contains(&0) { 0 } else { self.shape.iter().product() }
     }
 
-    /// Whether the elements lie row-major without gaps, wherever they begin.
+    /// Whether the elements lie row-major without gaps, wherever they begin. Allocates nothing: the forward pass asks.
     pub(crate) fn is_contiguous(&self) -> bool {
-        let want = Layout::contiguous(&self.shape).strides;
-        let mut dims = self.shape.iter().zip(self.strides.iter().zip(want));
-        self.len() == 0 || dims.all(|(extent, (stride, want))| *extent == 1 || *stride == want)
+        let mut want = 1;
+        let mut dims = self.shape.iter().zip(&self.strides).rev();
+        let fits = |(extent, stride): (&usize, &isize)| {
+            let fits = *extent == 1 || *stride == want;
+            want = want.saturating_mul(*extent as isize);
+            fits
+        };
+        self.len() == 0 || dims.all(fits)
     }
 
     pub(crate) fn slice(&self, indices: &[TensorIndex]) -> Result<Self> {

@@ -43,6 +43,17 @@ pub(crate) fn features() -> Result<Outcome, Error> {
             run(cargo(["check", "--quiet"].iter().copied().chain(selection.iter().map(String::as_str))))?;
         }
     }
+    // Its tests are compiled with the feature only.
+    run(cargo([
+        "test",
+        "--quiet",
+        "--package",
+        "bitnet-core",
+        "--features",
+        "linalg",
+        "--test",
+        "integration_test",
+    ]))?;
     Ok(Outcome::Done)
 }
 

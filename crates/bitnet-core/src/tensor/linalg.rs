@@ -52,7 +52,7 @@ impl BitNetTensor {
         let s = Self::filled(&[s.nrows()], self.device(), pool, |out| {
             out.iter_mut().enumerate().for_each(|(i, out)| *out = s[i]);
         })?;
-        Ok((self.from_matrix(svd.U(), pool)?, s, self.from_matrix(svd.V(), pool)?))
+        Ok((self.with_matrix(svd.U(), pool)?, s, self.with_matrix(svd.V(), pool)?))
     }
 
     /// The thin QR decomposition of a matrix (m, n), with r = min(m, n): Q (m, r) with orthonormal columns and the upper
@@ -60,7 +60,7 @@ impl BitNetTensor {
     pub fn qr(&self, pool: &HybridMemoryPool) -> Result<(Self, Self)> {
         let (values, m, n) = self.matrix("qr", pool)?;
         let qr = MatRef::from_row_major_slice(values.as_slice::<f32>(), m, n).qr();
-        Ok((self.from_matrix(qr.compute_thin_Q().as_ref(), pool)?, self.from_matrix(qr.thin_R(), pool)?))
+        Ok((self.with_matrix(qr.compute_thin_Q().as_ref(), pool)?, self.with_matrix(qr.thin_R(), pool)?))
     }
 
     /// The lower triangle L of the Cholesky decomposition L · Lᵀ of a symmetric, positive definite matrix, of which only
@@ -69,7 +69,7 @@ impl BitNetTensor {
         let (values, n, _) = self.square("cholesky", pool)?;
         let failed = |_| Error::BadMatrix { operation: "cholesky", wanted: "positive definite" };
         let a = MatRef::from_row_major_slice(values.as_slice::<f32>(), n, n);
-        self.from_matrix(a.llt(Side::Lower).map_err(failed)?.L(), pool)
+        self.with_matrix(a.llt(Side::Lower).map_err(failed)?.L(), pool)
     }
 
     /// X of A · X = B for a square matrix A (n, n), which is this tensor, and B (n, m), by LU decomposition with partial
@@ -83,7 +83,7 @@ impl BitNetTensor {
         }
         let lu = MatRef::from_row_major_slice(a.as_slice::<f32>(), n, n).partial_piv_lu();
         let x = lu.solve(MatRef::from_row_major_slice(b.as_slice::<f32>(), n, cols));
-        let x = self.from_matrix(x.as_ref(), pool)?;
+        let x = self.with_matrix(x.as_ref(), pool)?;
         // A pivot of exactly 0 leaves infinities and NaN.
         let finite = x.as_slice::<f32>().iter().all(|x| x.is_finite());
         if finite { Ok(x) } else { Err(Error::BadMatrix { operation: "solve", wanted: "regular" }) }
@@ -101,7 +101,7 @@ impl BitNetTensor {
         if m == n { Ok((values, m, n)) } else { Err(Error::BadMatrix { operation, wanted: "square" }) }
     }
 
-    fn from_matrix(&self, matrix: MatRef<'_, f32>, pool: &HybridMemoryPool) -> Result<Self> {
+    fn with_matrix(&self, matrix: MatRef<'_, f32>, pool: &HybridMemoryPool) -> Result<Self> {
         let (m, n) = (matrix.nrows(), matrix.ncols());
         Self::filled(&[m, n], self.device(), pool, |out| {
             for (i, out) in out.iter_mut().enumerate() {
