@@ -42,8 +42,7 @@ impl Layout {
         let mut stride = 1isize;
         for (s, extent) in strides.iter_mut().zip(shape).rev() {
             *s = stride;
-            // Only a tensor without elements can have extents whose product overflows.
-            stride = stride.saturating_mul(*extent as isize);
+            stride *= (*extent).max(1) as isize;
         }
         Layout { shape: shape.to_vec(), strides, offset: 0 }
     }
@@ -58,7 +57,7 @@ impl Layout {
         let mut dims = self.shape.iter().zip(&self.strides).rev();
         let fits = |(extent, stride): (&usize, &isize)| {
             let fits = *extent == 1 || *stride == want;
-            want = want.saturating_mul(*extent as isize);
+            want *= *extent as isize;
             fits
         };
         self.len() == 0 || dims.all(fits)

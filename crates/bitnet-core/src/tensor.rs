@@ -326,11 +326,10 @@ fn element_bytes(value: f32, dtype: BitNetDType) -> Result<Vec<u8>> {
 
 /// Bytes of a tensor; sub-byte types are filled up to a byte at the end of the tensor.
 fn size_bytes(shape: &[usize], dtype: BitNetDType) -> Result<usize> {
-    if shape.contains(&0) {
-        return Ok(0);
-    }
-    let n = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-    n.and_then(|n| dtype.size_bytes(n))
+    // Extents of 0 count as 1, so that no product of some of a tensor's extents overflows.
+    let most = shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)));
+    let most = most.and_then(|n| dtype.size_bytes(n));
+    most.map(|size| if shape.contains(&0) { 0 } else { size })
         .filter(|size| isize::try_from(*size).is_ok())
         .ok_or(Error::OutOfMemory { requested: usize::MAX, reason: "the tensor's size overflows" })
 }
