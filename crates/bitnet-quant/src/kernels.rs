@@ -35,7 +35,7 @@ use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
 
-pub use kv_rows::{KvRows, KvRowsMut, store_tokens};
+pub use kv_rows::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
 
 /// An instruction set that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -138,6 +138,8 @@ pub enum DenseRow {
     BF16,
     /// Blocks of an f16 scale and 32 signed bytes.
     Q8_0,
+    /// Blocks of an f16 scale and 32 nibbles.
+    Q4_0,
 }
 
 impl DenseRow {
@@ -147,6 +149,7 @@ impl DenseRow {
             DenseRow::F32 => cols * 4,
             DenseRow::F16 | DenseRow::BF16 => cols * 2,
             DenseRow::Q8_0 => cols / 32 * 34,
+            DenseRow::Q4_0 => cols / 32 * 18,
         }
     }
 }
@@ -340,7 +343,7 @@ impl Kernels {
 
     /// Σ w·x in the order of [`crate::reduce::row_dot`]; `w` holds `x.len()` elements in the given form.
     pub fn row_dot(&self, form: DenseRow, w: &[u8], x: &[f32]) -> f32 {
-        assert!(form != DenseRow::Q8_0 || x.len().is_multiple_of(32));
+        assert!(!matches!(form, DenseRow::Q8_0 | DenseRow::Q4_0) || x.len().is_multiple_of(32));
         assert_eq!(w.len(), form.row_bytes(x.len()));
         // SAFETY: as above.
         unsafe { (self.row_dot)(form, w, x) }
