@@ -110,13 +110,43 @@ pub enum Error {
         /// What is wrong with it, as the rest of a sentence.
         problem: String,
     },
-    /// No conversion between the two types exists.
-    #[error("{from} cannot be converted to {to}")]
-    Conversion {
+    /// A stored matrix cannot be kept in another format.
+    #[error("rows of {cols} {from} values cannot be kept as {to}: {why}")]
+    MatrixFormat {
+        /// The format at hand.
+        from: bitnet_quant::dense::DenseFormat,
+        /// The format asked for.
+        to: bitnet_quant::dense::DenseFormat,
+        /// Elements of a row.
+        cols: usize,
+        /// What is in the way.
+        why: &'static str,
+    },
+    /// The two types do not have the same bytes.
+    #[error("{from} cannot become {to} without a copy; use convert")]
+    NotZeroCopy {
         /// The type at hand.
         from: crate::BitNetDType,
         /// The type asked for.
         to: crate::BitNetDType,
+    },
+    /// An element has no place among the values of the type asked for.
+    #[error("element {index} is {value}, which {to} cannot hold")]
+    Unrepresentable {
+        /// Which element, row-major.
+        index: usize,
+        /// Its value.
+        value: f64,
+        /// The type asked for.
+        to: crate::BitNetDType,
+    },
+    /// A setting of conversions or precisions that makes no sense.
+    #[error("{setting} must be {must}")]
+    BadSetting {
+        /// The setting.
+        setting: &'static str,
+        /// The values that make sense, as the rest of the sentence.
+        must: &'static str,
     },
     /// The bytes of a tensor are not as many as its shape and type call for.
     #[error("a {dtype} tensor of shape {shape:?} has {want} bytes, not {got}")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use crate::file::Bytes;
-use crate::memory::MemoryHandle;
+use crate::memory::{ALIGNMENT, HybridMemoryPool, MemoryHandle};
 use crate::{BitNetDType, Device, Error, Result};
 
 /// An immutable tensor, row-major. Clones share its bytes.
@@ -13,6 +13,7 @@ use crate::{BitNetDType, Device, Error, Result};
 pub struct BitNetTensor {
     shape: Vec<usize>,
     dtype: BitNetDType,
+    scale: Option<f32>,
     storage: Storage,
 }
 
@@ -23,16 +24,63 @@ enum Storage {
 }
 
 impl BitNetTensor {
+    /// A tensor of ones.
+    pub fn ones(
+        shape: &[usize],
+        dtype: BitNetDType,
+        device: &Device,
+        pool: &HybridMemoryPool,
+    ) -> Result<Self> {
+        let mut handle = pool.allocate(size_bytes(shape, dtype)?, ALIGNMENT, device)?;
+        let one: &[u8] = match dtype {
+            BitNetDType::F32 => &[0, 0, 0x80, 0x3f],
+            BitNetDType::F16 => &[0, 0x3c],
+            BitNetDType::BF16 => &[0x80, 0x3f],
+            BitNetDType::I8 => &[1],
+            BitNetDType::I4 => &[0x11],
+            BitNetDType::BitNet158 => &[0b10_10_10_10],
+        };
+        handle.as_mut_slice().chunks_mut(one.len()).for_each(|out| out.copy_from_slice(one));
+        Self::from_handle(handle, shape, dtype)
+    }
+
     /// A tensor over memory that has been filled already.
     pub fn from_handle(handle: MemoryHandle, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(handle.size(), shape, dtype)?;
-        Ok(BitNetTensor { shape: shape.to_vec(), dtype, storage: Storage::Pool(Arc::new(handle)) })
+        let storage = Storage::Pool(Arc::new(handle));
+        Ok(BitNetTensor { shape: shape.to_vec(), dtype, scale: None, storage })
     }
 
     /// A tensor whose bytes stay in the file: nothing is copied.
     pub fn from_file(bytes: Bytes, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(bytes.len(), shape, dtype)?;
-        Ok(BitNetTensor { shape: shape.to_vec(), dtype, storage: Storage::File(bytes) })
+        Ok(BitNetTensor { shape: shape.to_vec(), dtype, scale: None, storage: Storage::File(bytes) })
+    }
+
+    /// The same tensor with a scale.
+    pub fn with_scale(mut self, scale: Option<f32>) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// The step of the values: a value of an integer type is its code times the scale, or the code where there is none.
+    /// A tensor of floats may remember the step of the integers that it was made from.
+    pub fn scale(&self) -> Option<f32> {
+        self.scale
+    }
+
+    /// The bytes, to be written; `None` where another tensor shares them, or where they are a file's.
+    pub(crate) fn own_bytes_mut(&mut self) -> Option<&mut [u8]> {
+        match &mut self.storage {
+            Storage::Pool(handle) => Arc::get_mut(handle).map(MemoryHandle::as_mut_slice),
+            Storage::File(_) => None,
+        }
+    }
+
+    /// Says what the bytes have become: no more of them than before. The rest stays until the tensor goes.
+    pub(crate) fn retype(&mut self, dtype: BitNetDType, scale: Option<f32>) {
+        assert!(dtype.bits() <= self.dtype.bits());
+        (self.dtype, self.scale) = (dtype, scale);
     }
 
     /// The extent of each dimension.
@@ -71,7 +119,11 @@ impl BitNetTensor {
     /// The bytes, little-endian.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Pool(handle) => handle.as_slice(),
+            Storage::Pool(handle) => {
+                // A tensor that was converted in place has more memory than bytes.
+                let size = self.dtype.size_bytes(self.len()).expect("no more than when it was made");
+                &handle.as_slice()[..size]
+            }
             Storage::File(bytes) => bytes,
         }
     }

@@ -419,7 +419,15 @@ impl Kernels {
         unsafe { (self.scale_row)(x, r, w) }
     }
 
-    fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
+    /// `x = (x · r) · w`.
+    pub(crate) fn scale_row(&self, x: &mut [f32], r: f32, w: &[f32]) {
+        assert_eq!(x.len(), w.len());
+        // SAFETY: as above.
+        unsafe { (self.scale_row)(x, r, w) }
+    }
+
+    /// The factor `r` of [`Kernels::rms_norm`].
+    pub(crate) fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
         // SAFETY: as above.
         let squares = unsafe { (self.sum_squares)(x) };
         if squares.is_finite() { 1.0 / (squares / x.len() as f32 + eps).sqrt() } else { f32::NAN }
