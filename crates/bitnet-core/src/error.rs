@@ -161,12 +161,14 @@ pub enum Error {
         got: usize,
     },
     /// A component of a model cannot be kept in the format asked for.
-    #[error("the {component} cannot be kept as {precision}; it can be {}", names(component.supported()))]
+    #[error("the {component} cannot be kept as {precision}; {}", possible(supported))]
     Precision {
         /// The component.
         component: crate::mixed_precision::ComponentType,
         /// The format asked for.
         precision: crate::BitNetDType,
+        /// The formats that it can have; none where there is no such component.
+        supported: &'static [crate::BitNetDType],
     },
     /// Memory beyond a pool's cap, or beyond what the system gives.
     #[error("cannot allocate {requested} bytes: {reason}")]
@@ -221,6 +223,10 @@ impl Error {
     }
 }
 
-fn names(dtypes: &[crate::BitNetDType]) -> String {
-    dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
+fn possible(dtypes: &[crate::BitNetDType]) -> String {
+    let names: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
+    match names.is_empty() {
+        true => "the engine has no such thing: leave it out".to_owned(),
+        false => format!("possible are {}", names.join(", ")),
+    }
 }

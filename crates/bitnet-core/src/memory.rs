@@ -12,6 +12,8 @@ use bytemuck::Pod;
 
 use crate::{Device, Error, Result};
 
+pub use crate::{conversion, tensor};
+
 /// The alignment of typed buffers: a cache line, and the widest vector register.
 pub const ALIGNMENT: usize = 64;
 

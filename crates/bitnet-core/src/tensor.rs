@@ -6,7 +6,9 @@ use bytemuck::Pod;
 
 use crate::file::Bytes;
 use crate::memory::{ALIGNMENT, HybridMemoryPool, MemoryHandle};
-use crate::{BitNetDType, Device, Error, Result};
+use crate::{Device, Error, Result};
+
+pub use crate::BitNetDType;
 
 /// An immutable tensor, row-major. Clones share its bytes.
 #[derive(Debug, Clone)]
