@@ -302,6 +302,11 @@ impl MixedPrecisionConfig {
         self
     }
 
+    /// Whether anything is said but about keys and values. Policies may be about both.
+    pub fn concerns_weights(&self) -> bool {
+        self.wishes().iter().any(|(component, _)| *component != ComponentType::KvCache)
+    }
+
     /// Where the configuration comes from.
     pub fn strategy(&self) -> PrecisionStrategy {
         self.strategy

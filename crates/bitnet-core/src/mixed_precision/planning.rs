@@ -216,11 +216,11 @@ impl PrecisionManager {
         Ok(precision)
     }
 
-    /// The format of keys and values.
-    pub fn kv_cache(&self, memory_usage: Option<f64>) -> Result<BitNetDType> {
+    /// The format of keys and values, while so many percent of main memory are in use; `None` where nothing is said.
+    pub fn kv_cache(&self, memory_usage: Option<f64>) -> Result<Option<BitNetDType>> {
         let context = PolicyContext::new("kv_cache", LayerType::Attention, ComponentType::KvCache, 0);
-        let precision = self.precision(&PolicyContext { memory_usage, ..context }, Some(BitNetDType::F16))?;
-        Ok(precision.unwrap_or(BitNetDType::F16))
+        // What it is by itself, which rules may lower or raise.
+        self.precision(&PolicyContext { memory_usage, ..context }, Some(BitNetDType::F16))
     }
 
     /// Takes note of a layer, in the place of one of the same name.

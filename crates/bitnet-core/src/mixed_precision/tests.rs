@@ -24,12 +24,12 @@ fn refusal(config: MixedPrecisionConfig) -> String {
 }
 
 #[test]
-fn by_default_only_caches_have_a_format() {
+fn by_default_nothing_is_asked_for() {
     let config = MixedPrecisionConfig::default();
     for component in ComponentType::ALL {
         assert_eq!(asked(&config, "blk.0.attn_q", LayerType::Attention, component), None);
     }
-    assert_eq!(PrecisionManager::for_engine(config).unwrap().kv_cache(None).unwrap(), F16);
+    assert_eq!(PrecisionManager::for_engine(config).unwrap().kv_cache(None).unwrap(), None);
 }
 
 #[test]
@@ -159,8 +159,8 @@ fn policies_come_before_what_is_configured() {
         rule(PolicyAction::LowerPrecision, ConditionType::MemoryUsage, ConditionOperator::GreaterThan, 80.0);
     let config = MixedPrecisionConfig::default().with_component(ComponentType::KvCache, F16).with_policy(low);
     let manager = PrecisionManager::for_engine(config).unwrap();
-    assert_eq!(manager.kv_cache(Some(70.0)).unwrap(), F16);
-    assert_eq!(manager.kv_cache(Some(90.0)).unwrap(), I8);
+    assert_eq!(manager.kv_cache(Some(70.0)).unwrap(), Some(F16));
+    assert_eq!(manager.kv_cache(Some(90.0)).unwrap(), Some(I8));
     // A format that the component cannot have shows when the rule does.
     let bad = rule(
         PolicyAction::SetPrecision(I4),
@@ -183,10 +183,13 @@ fn the_strategies_differ_in_what_they_ask_for() {
         let norm = asked(&config, "output_norm", LayerType::Norm, ComponentType::Norm);
         (manager.kv_cache(None).unwrap(), head, norm, config.narrows_only(), config.strategy().name())
     };
-    assert_eq!(formats(MixedPrecisionConfig::conservative()), (F32, None, None, true, "conservative"));
-    assert_eq!(formats(MixedPrecisionConfig::balanced()), (F16, Some(I8), None, true, "balanced"));
-    assert_eq!(formats(MixedPrecisionConfig::aggressive()), (I8, Some(I4), Some(BF16), true, "aggressive"));
-    assert_eq!(formats(MixedPrecisionConfig::default()), (F16, None, None, false, "custom"));
+    assert_eq!(formats(MixedPrecisionConfig::conservative()), (Some(F32), None, None, true, "conservative"));
+    assert_eq!(formats(MixedPrecisionConfig::balanced()), (Some(F16), Some(I8), None, true, "balanced"));
+    assert_eq!(
+        formats(MixedPrecisionConfig::aggressive()),
+        (Some(I8), Some(I4), Some(BF16), true, "aggressive")
+    );
+    assert_eq!(formats(MixedPrecisionConfig::default()), (None, None, None, false, "custom"));
 }
 
 #[test]
@@ -210,7 +213,7 @@ fn files_say_the_same_and_their_faults_have_a_place() {
     assert_eq!(asked(&config, "token_embd", LayerType::Embedding, ComponentType::Embedding), Some(I4));
     assert_eq!(asked(&config, "blk.0.attn_q", LayerType::Attention, ComponentType::DenseLinear), Some(BF16));
     let manager = PrecisionManager::for_engine(config).unwrap();
-    assert_eq!([90.0, 96.0].map(|usage| manager.kv_cache(Some(usage)).unwrap()), [F32, I4]);
+    assert_eq!([90.0, 96.0].map(|usage| manager.kv_cache(Some(usage)).unwrap()), [Some(F32), Some(I4)]);
 
     let message = open("{\n  \"components\": {\"kv\": \"f32\"}}").unwrap_err().to_string();
     assert!(
