@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_core::Device;
+use bitnet_core::mixed_precision::MixedPrecisionConfig;
 use bitnet_inference::source::{self, Source};
 use bitnet_inference::{
     HeadMode, HeadOptions, LoadProgress, Model, ModelOptions, Preparation, embedded_source,
@@ -19,6 +20,7 @@ use clap::Args;
 use crate::interrupt::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::precision::Policy;
 use crate::values;
 
 /// Loads that are over by then show nothing.
@@ -55,6 +57,10 @@ pub(crate) struct ModelArgs {
     /// How ternary weights lie in memory: auto (what was measured to be faster here), two-bit or tiles.
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = parse_layout)]
     layout: LayoutChoice,
+    /// What the weights are kept in: conservative (as in the file), balanced, aggressive, or a JSON file as
+    /// `bitnet precision` describes it, which also measures what they cost [default: as in the file].
+    #[arg(long, value_name = "POLICY")]
+    precision: Option<Policy>,
     /// Neither use nor leave weights in faster forms in the user's cache folder.
     #[arg(long)]
     no_cache: bool,
@@ -107,6 +113,10 @@ impl ModelArgs {
     pub(crate) fn options(&self, preparation: Preparation, head: HeadMode) -> anyhow::Result<ModelOptions> {
         Ok(ModelOptions {
             layout: self.layout.0,
+            precision: self
+                .precision
+                .as_ref()
+                .map_or_else(|| Ok(MixedPrecisionConfig::default()), Policy::config)?,
             preparation: if self.no_cache { Preparation::Never } else { preparation },
             i2s_layout: self.source.layout.i2s,
             ..self.compute.options(head)?

@@ -307,7 +307,7 @@ fn layers_that_allow_it_follow_what_is_measured() {
     let tight = PolicyContext { memory_usage: Some(90.0), ..nothing };
     let change =
         PrecisionChange { layer: "dynamic".into(), component: ComponentType::Weights, from: F16, to: I8 };
-    assert_eq!(adjust(tight), [change.clone()]);
+    assert_eq!(adjust(tight), [change]);
     assert_eq!(manager.analyze_configuration().unwrap().bytes, 64 + 128 + 16);
     let poor = PolicyContext { accuracy: Some(50.0), ..nothing };
     assert_eq!(adjust(poor)[0].to.bits(), 16);
