@@ -113,6 +113,8 @@ const STRATEGIES: [PrecisionStrategy; 3] =
 struct Measured {
     name: String,
     bytes: ModelBytes,
+    /// What the head has beside, so that most of its rows need not be read as they are stored.
+    derived_head: usize,
     kv_dtype: BitNetDType,
     kv_bytes_per_token: usize,
     prompt: Rates,
@@ -247,6 +249,10 @@ fn measure(name: String, model: &Model, reference: &Reference) -> anyhow::Result
     Ok(Measured {
         name,
         bytes: model.weight_bytes(),
+        derived_head: match model.head_mode() {
+            HeadMode::F16 => 0,
+            HeadMode::Exact | HeadMode::Int4 => model.head_bytes().all_rows,
+        },
         kv_dtype: session.kv_dtype(),
         kv_bytes_per_token: Session::kv_bytes_per_token(model.config(), 1, session.kv_dtype()),
         prompt,
@@ -266,7 +272,8 @@ impl Measured {
                 "embedding": embedding,
                 "head": head,
                 "norms": norms,
-                "total": self.bytes.total(),
+                "derived_head": self.derived_head,
+                "total": self.bytes.total() + self.derived_head,
             },
             "kv": self.kv_dtype.name(),
             "kv_bytes_per_token": self.kv_bytes_per_token,
@@ -283,13 +290,14 @@ impl Measured {
         let megabytes = |bytes: usize| bytes as f64 / 1e6;
         let ModelBytes { ternary, dense, embedding, head, norms } = self.bytes;
         writeln!(out, "\n{}", self.name)?;
-        write!(out, "  memory    {:.2} MB of weights:", megabytes(self.bytes.total()))?;
+        write!(out, "  memory    {:.2} MB of weights:", megabytes(self.bytes.total() + self.derived_head))?;
         let parts = [
             ("ternary", ternary),
             ("dense", dense),
             ("embedding", embedding),
             ("head", head),
             ("norms", norms),
+            ("derived head", self.derived_head),
         ];
         let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
         let parts: Vec<String> =
