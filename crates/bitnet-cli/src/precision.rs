@@ -42,7 +42,7 @@ const MAX_REFERENCE_BYTES: usize = 1 << 30;
     all. The perplexity is e to the mean surprise at the text's tokens: a text that the model has generated, at \
     temperature 1, unless --text gives another. Ternary weights are ternary in every strategy.\n\n\
     A file for --policy is JSON, as in {\"strategy\": \"balanced\", \"components\": {\"kv_cache\": \"i8\", \"head\": \
-    \"bf16\"}}. Components are embedding, head, dense_linear, norm, kv_cache and weights (the first three), formats \
+    \"bf16\"}}. Components are embedding, head, dense_linear, weights (for these three), head_bounds, norm and kv_cache, formats \
     f32, f16, bf16, i8 and i4. \"layers\" and \"policies\" hold rules for layers by name and under conditions.\n\n\
     Examples:\n  \
     bitnet precision\n  \
@@ -186,10 +186,9 @@ pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
 
 fn load(source: &dyn Source, args: &PrecisionArgs, precision: MixedPrecisionConfig) -> anyhow::Result<Model> {
     let options = ModelOptions {
-        precision,
         i2s_layout: args.layout.i2s,
         preparation: Preparation::BeforeUse,
-        ..args.compute.options(HeadMode::default())?
+        ..args.compute.options(precision, None)?
     };
     crate::model::load(source, &options)
 }

@@ -39,9 +39,10 @@ pub(crate) enum KvFormat {
 #[derive(Debug, Args)]
 pub(crate) struct HeadArgs {
     /// How the head is computed where a token is chosen. Large heads are read in 8 bits (exact) or 4 bits (int4), and what
-    /// may win as the file has it; exact gives the tokens of the whole head (f16), int4 all but certainly.
-    #[arg(long = "head", value_enum, default_value_t = Head::Exact)]
-    mode: Head,
+    /// may win as it is stored; exact gives the tokens of the whole head (f16), int4 all but certainly
+    /// [default: what --precision says, or exact].
+    #[arg(long = "head", value_enum)]
+    mode: Option<Head>,
 }
 
 /// A way to compute the head.
@@ -53,12 +54,13 @@ enum Head {
 }
 
 impl HeadArgs {
-    pub(crate) fn mode(&self) -> HeadMode {
-        match self.mode {
+    /// The way that is asked for.
+    pub(crate) fn mode(&self) -> Option<HeadMode> {
+        self.mode.map(|mode| match mode {
             Head::Exact => HeadMode::Exact,
             Head::Int4 => HeadMode::Int4,
             Head::F16 => HeadMode::F16,
-        }
+        })
     }
 }
 

@@ -74,7 +74,7 @@ impl Default for ConversionConfig {
             strategy: ConversionStrategy::default(),
             preserve_metadata: true,
             validate_results: false,
-            chunk_bytes: 256 << 10,
+            chunk_bytes: 16 << 10,
             threads: 1,
             double_precision: false,
             seed: 0,
@@ -83,10 +83,10 @@ impl Default for ConversionConfig {
 }
 
 impl ConversionConfig {
-    /// All hardware threads, each with a chunk that its own cache holds.
+    /// All hardware threads, each with a chunk that its nearest cache holds.
     pub fn high_performance() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        ConversionConfig { threads, chunk_bytes: threads * (256 << 10), ..Self::default() }
+        ConversionConfig { threads, chunk_bytes: threads * (16 << 10), ..Self::default() }
     }
 
     /// One thread and the least memory.
@@ -272,14 +272,14 @@ impl ConversionEngine {
     fn plan<R: Real>(&self, source: &Elements<'_>, dtype: BitNetDType, chunk: &mut [R]) -> Result<Plan<R>> {
         let ConversionConfig { strategy, preserve_metadata, validate_results, seed, .. } = self.config;
         let stochastic = (strategy == ConversionStrategy::StochasticRounding).then_some(seed);
+        // Where all magnitudes are known to be finite, what is scaled to them fits.
+        let mut search = validate_results || strategy == ConversionStrategy::Direct;
         let (factor, scale) = match largest_code(dtype) {
-            None => {
-                let kept = source.step.filter(|_| preserve_metadata);
-                (R::from_f32(1.0), kept)
-            }
+            None => (R::from_f32(1.0), source.step.filter(|_| preserve_metadata)),
             Some(_) if strategy == ConversionStrategy::Direct => (R::from_f32(1.0), None),
             Some(largest) => {
                 let (absmax, mean) = source.magnitudes(dtype == BitNetDType::BitNet158, chunk);
+                search |= !absmax.is_finite();
                 let kept = source.step.filter(|step| {
                     let holds = (absmax / step).round_ties_even() <= largest;
                     strategy == ConversionStrategy::QuantizationAware && *step > 0.0 && holds
@@ -293,7 +293,7 @@ impl ConversionEngine {
                 }
             }
         };
-        if largest_code(dtype).is_some() || validate_results {
+        if search && (largest_code(dtype).is_some() || validate_results) {
             // Codes that are scaled to the largest magnitude fit, and ternary ones are meant to be cut off.
             let strict = validate_results && (scale.is_none() || largest_code(dtype).is_none());
             let mut misfits = None;
@@ -351,11 +351,12 @@ impl<'a> Elements<'a> {
         // As bits, so that an infinity or NaN is the largest.
         let (mut absmax, mut mean) = (0, MeanAbs::default());
         self.each(0..self.len, chunk, |_, values| {
-            for x in values {
-                let x = x.to_f32();
-                absmax = absmax.max(x.to_bits() & 0x7fff_ffff);
-                if with_mean {
-                    mean.push(&[x]);
+            absmax = values.iter().fold(absmax, |m, x| m.max(x.to_f32().to_bits() & 0x7fff_ffff));
+            if with_mean {
+                let mut wide = [0.0; UNIT];
+                for values in values.chunks(UNIT) {
+                    wide.iter_mut().zip(values).for_each(|(wide, x)| *wide = x.to_f32());
+                    mean.push(&wide[..values.len()]);
                 }
             }
         });

@@ -47,6 +47,8 @@ pub enum ComponentType {
     Embedding,
     /// The matrix of the language-model head, as far as rows are computed as they are stored.
     Head,
+    /// The copy of the head from which it is known which of its rows need to be computed as they are stored.
+    HeadBounds,
     /// The weights of norms.
     Norm,
     /// Projections that the file does not have as ternary.
@@ -57,7 +59,7 @@ pub enum ComponentType {
 
 impl ComponentType {
     /// Every component.
-    pub const ALL: [ComponentType; 10] = [
+    pub const ALL: [ComponentType; 11] = [
         ComponentType::Weights,
         ComponentType::Bias,
         ComponentType::Activations,
@@ -65,6 +67,7 @@ impl ComponentType {
         ComponentType::KvCache,
         ComponentType::Embedding,
         ComponentType::Head,
+        ComponentType::HeadBounds,
         ComponentType::Norm,
         ComponentType::DenseLinear,
         ComponentType::Gradients,
@@ -79,6 +82,7 @@ impl ComponentType {
             | ComponentType::AttentionScores
             | ComponentType::Norm
             | ComponentType::Gradients => &[F32, F16, BF16],
+            ComponentType::HeadBounds => &[I8, I4],
             ComponentType::KvCache
             | ComponentType::Embedding
             | ComponentType::Head
@@ -118,6 +122,7 @@ impl fmt::Display for ComponentType {
             ComponentType::KvCache => "KV cache",
             ComponentType::Embedding => "embedding",
             ComponentType::Head => "head",
+            ComponentType::HeadBounds => "bounds of the head",
             ComponentType::Norm => "norms",
             ComponentType::DenseLinear => "dense linears",
             ComponentType::Gradients => "gradients",
@@ -247,7 +252,8 @@ impl MixedPrecisionConfig {
         Self::of_strategy(PrecisionStrategy::Balanced)
     }
 
-    /// The fewest bits: four for embedding, head and dense linears, eight for keys and values, sixteen for norms.
+    /// The fewest bits: four for embedding, head, its bounds and dense linears, eight for keys and values, sixteen for
+    /// norms.
     pub fn aggressive() -> Self {
         Self::of_strategy(PrecisionStrategy::Aggressive)
     }
@@ -257,9 +263,12 @@ impl MixedPrecisionConfig {
         let components: &[(ComponentType, BitNetDType)] = match strategy {
             PrecisionStrategy::Conservative => &[(ComponentType::KvCache, F32)],
             PrecisionStrategy::Balanced => &[(ComponentType::KvCache, F16), (ComponentType::Weights, I8)],
-            PrecisionStrategy::Aggressive => {
-                &[(ComponentType::KvCache, I8), (ComponentType::Weights, I4), (ComponentType::Norm, BF16)]
-            }
+            PrecisionStrategy::Aggressive => &[
+                (ComponentType::KvCache, I8),
+                (ComponentType::Weights, I4),
+                (ComponentType::HeadBounds, I4),
+                (ComponentType::Norm, BF16),
+            ],
             PrecisionStrategy::Custom => &[],
         };
         MixedPrecisionConfig {

@@ -114,6 +114,9 @@ impl Model {
         let pool = HybridMemoryPool::new()?;
         let precision = PrecisionManager::for_engine(options.precision.clone())?;
         let precisions = Precisions::new(&precision);
+        let head_mode = options.head.mode.with_bounds(precisions.head_bounds()?);
+        let options =
+            &ModelOptions { head: HeadOptions { mode: head_mode, ..options.head }, ..options.clone() };
         let load = |tiles: Tiles<'_>, progress: &mut dyn FnMut(LoadProgress)| {
             Weights::load(source, &pool, &precisions, tiles, n_threads, progress)
         };

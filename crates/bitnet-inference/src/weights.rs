@@ -20,6 +20,7 @@ use bitnet_quant::rows::NormWeights;
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::derived::Derived;
+use crate::head::HeadMode;
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
 use crate::ternary_rows::{TernaryRows, uniform_scale};
 
@@ -265,6 +266,13 @@ impl<'a> Precisions<'a> {
         let block = wanted.block().max(stored.block());
         let grows = bytes(wanted, block) > bytes(stored, block);
         Ok(if grows && self.manager.config().narrows_only() { stored } else { wanted })
+    }
+
+    /// What all rows of the head are read in, if that is said.
+    pub(crate) fn head_bounds(&self) -> Result<Option<BitNetDType>> {
+        let context = PolicyContext::new("output", LayerType::Head, ComponentType::HeadBounds, 0);
+        let context = PolicyContext { memory_usage: self.memory_usage, ..context };
+        Ok(self.manager.precision(&context, HeadMode::default().bounds())?)
     }
 
     /// The format of the head where it is not the file's own.

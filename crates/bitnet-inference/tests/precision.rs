@@ -229,6 +229,26 @@ fn rows_that_are_no_whole_blocks_are_refused_by_name() {
     );
 }
 
+#[test]
+fn what_the_bounds_of_a_head_are_kept_in_is_a_precision() {
+    let open = |mode, precision| {
+        let head = HeadOptions { mode, ..Default::default() };
+        Model::embedded_with(&ModelOptions { head, precision, ..Default::default() })
+    };
+    let bounds = |precision| with(ComponentType::HeadBounds, precision);
+    for (mode, precision, want) in [
+        (HeadMode::Exact, MixedPrecisionConfig::default(), HeadMode::Exact),
+        (HeadMode::Exact, bounds(BitNetDType::I4), HeadMode::Int4),
+        (HeadMode::Int4, bounds(BitNetDType::I8), HeadMode::Exact),
+        (HeadMode::F16, bounds(BitNetDType::I8), HeadMode::F16),
+        (HeadMode::Exact, MixedPrecisionConfig::aggressive(), HeadMode::Int4),
+    ] {
+        assert_eq!(open(mode, precision).unwrap().head_mode(), want);
+    }
+    let message = open(HeadMode::Exact, bounds(BitNetDType::F16)).unwrap_err().to_string();
+    assert_eq!(message, "the bounds of the head cannot be kept as f16; possible are i8, i4");
+}
+
 /// Bounds of a head are of the rows that are computed: those of another format are not taken from the cache.
 #[test]
 fn derived_heads_belong_to_one_format() {

@@ -142,8 +142,10 @@ impl PolicyAction {
         formats: &[BitNetDType],
     ) -> Option<BitNetDType> {
         let bits = precision.map(BitNetDType::bits);
-        let narrower = || formats.iter().copied().filter(|f| Some(f.bits()) < bits).max_by_key(|f| f.bits());
-        let wider = || formats.iter().copied().filter(|f| Some(f.bits()) > bits).min_by_key(|f| f.bits());
+        // What is not ternary by its training is nothing as ternary.
+        let formats = || formats.iter().copied().filter(|f| *f != BitNetDType::BitNet158);
+        let narrower = || formats().filter(|f| Some(f.bits()) < bits).max_by_key(|f| f.bits());
+        let wider = || formats().filter(|f| Some(f.bits()) > bits).min_by_key(|f| f.bits());
         match self {
             PolicyAction::SetPrecision(precision) => Some(precision),
             _ if precision.is_none() => None,

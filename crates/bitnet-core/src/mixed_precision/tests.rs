@@ -309,8 +309,10 @@ fn layers_that_allow_it_follow_what_is_measured() {
         PrecisionChange { layer: "dynamic".into(), component: ComponentType::Weights, from: F16, to: I8 };
     assert_eq!(adjust(tight), [change]);
     assert_eq!(manager.analyze_configuration().unwrap().bytes, 64 + 128 + 16);
+    assert_eq!(adjust(tight)[0].to, I4);
+    assert_eq!(adjust(tight), [], "what is dense does not become ternary");
     let poor = PolicyContext { accuracy: Some(50.0), ..nothing };
-    assert_eq!(adjust(poor)[0].to.bits(), 16);
+    assert_eq!(adjust(poor)[0].to, I8);
 }
 
 #[test]
