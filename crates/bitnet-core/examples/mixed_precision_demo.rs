@@ -40,7 +40,7 @@ fn main() -> bitnet_core::Result<()> {
     let objective =
         OptimizationObjective::Balanced { memory_weight: 0.4, speed_weight: 0.3, accuracy_weight: 0.3 };
     for change in manager.optimize_precision(objective)? {
-        println!("  better: {} from {} to {}", change.layer, change.from, change.to);
+        println!("  better: {} from {} to {} ({})", change.layer, change.from, change.to, change.reason);
     }
 
     let mut policies = PolicyEngine::new();
@@ -55,7 +55,9 @@ fn main() -> bitnet_core::Result<()> {
     println!("\nmemory in use: {:?} %", memory_usage_percent());
     let nothing = PolicyContext::new("", LayerType::Linear, ComponentType::Weights, 0);
     let changes = manager.adjust(&policies, &PolicyContext { memory_usage: Some(90.0), ..nothing })?;
-    println!("at 90 %, {} layers change", changes.len());
+    for change in changes {
+        println!("  at 90 %: {} from {} to {} ({})", change.layer, change.from, change.to, change.reason);
+    }
     report("adjusted")
 }
 

@@ -113,7 +113,7 @@ impl ConversionEngine {
     pub fn new(config: ConversionConfig, pool: HybridMemoryPool) -> Result<Self> {
         check_chunk(config.chunk_bytes)?;
         if config.threads == 0 {
-            return Err(Error::BadSetting { setting: "the threads of conversions", must: "at least 1" });
+            return Err(Error::bad_setting("the threads of conversions", "at least 1"));
         }
         Ok(ConversionEngine { config, pool, stats: Arc::default() })
     }
@@ -372,7 +372,7 @@ fn bytes_of(dtype: BitNetDType, n: usize) -> usize {
 fn check_chunk(chunk_bytes: usize) -> Result<()> {
     match chunk_bytes >= MIN_CHUNK_BYTES {
         true => Ok(()),
-        false => Err(Error::BadSetting { setting: "the chunk of conversions", must: "at least 1024 bytes" }),
+        false => Err(Error::bad_setting("the chunk of conversions", "at least 1024 bytes")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Messages name the file, the place in it and the rule that is broken, and say what to do next where
 //! there is something to do.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
@@ -144,7 +145,7 @@ pub enum Error {
     #[error("{setting} must be {must}")]
     BadSetting {
         /// The setting.
-        setting: &'static str,
+        setting: Cow<'static, str>,
         /// The values that make sense, as the rest of the sentence.
         must: &'static str,
     },
@@ -210,6 +211,11 @@ impl Error {
     /// An [`Error::Malformed`] for `path`.
     pub fn malformed(path: &Path, offset: u64, rule: impl Into<String>) -> Self {
         Error::Malformed { path: path.to_owned(), offset, rule: rule.into() }
+    }
+
+    /// An [`Error::BadSetting`].
+    pub fn bad_setting(setting: impl Into<Cow<'static, str>>, must: &'static str) -> Self {
+        Error::BadSetting { setting: setting.into(), must }
     }
 
     /// An [`Error::BadKey`] for `path`.

@@ -239,6 +239,8 @@ pub struct MixedPrecisionConfig {
     components: BTreeMap<ComponentType, BitNetDType>,
     layers: BTreeMap<String, LayerPrecisionConfig>,
     policies: PolicyEngine,
+    /// A component for which something was said about another.
+    contradiction: Option<ComponentType>,
 }
 
 impl MixedPrecisionConfig {
@@ -287,8 +289,9 @@ impl MixedPrecisionConfig {
 
     /// The same, as a configuration of its own says it.
     pub fn with_component_config(self, component: ComponentType, config: ComponentPrecisionConfig) -> Self {
-        debug_assert_eq!(component, config.component);
-        self.with_component(component, config.precision)
+        let mut this = self.with_component(component, config.precision);
+        this.contradiction = this.contradiction.or((component != config.component).then_some(component));
+        this
     }
 
     /// Sets formats for the layers whose name is `name`, in which a `*` stands for any characters. Names are those that

@@ -137,7 +137,7 @@ fn streaming_takes_no_more_than_the_chunk_beside_its_result() {
     }
     let (engine, pool) = engine(ConversionConfig::low_memory());
     let out = engine.convert(&tensor, I8).unwrap();
-    assert_eq!(pool.get_metrics().peak_allocated, out.size_bytes() + MIN_CHUNK_BYTES / 2 * 2);
+    assert_eq!(pool.get_metrics().peak_allocated, out.size_bytes() + MIN_CHUNK_BYTES);
     let error = engine.streaming_convert(&tensor, I8, 1023).unwrap_err().to_string();
     assert_eq!(error, "the chunk of conversions must be at least 1024 bytes");
 }
@@ -340,6 +340,11 @@ fn matrices_convert_row_by_row_on_any_number_of_threads() {
     let refused = |matrix, format| default_engine().convert_matrix(matrix, format).unwrap_err().to_string();
     assert!(refused(matrix, DenseFormat::Q6K).contains("no whole number of its blocks"));
     assert!(refused(StoredMatrix { cols: 448, ..matrix }, DenseFormat::Q6K).contains("blocks"));
+    let whole = StoredMatrix { bytes: &[0; 1024], format: DenseFormat::F32, cols: 256 };
+    assert!(refused(whole, DenseFormat::Q6K).ends_with("it can be read, but not written"));
+    assert!(
+        refused(StoredMatrix { bytes: &[0; 1000], ..whole }, DenseFormat::F16).contains("number of rows")
+    );
     let odd = StoredMatrix { cols: 7, ..matrix };
     let message = refused(odd, DenseFormat::Q4_0);
     assert_eq!(

@@ -57,11 +57,10 @@ impl PrecisionConverter {
     fn error(&self, tensor: &BitNetTensor, converted: &BitNetTensor) -> Result<ConversionError> {
         let [before, after] = [tensor, converted].map(|t| self.exact.convert(t, BitNetDType::F32));
         let (before, after) = (before?, after?);
-        let floats = |t: &'_ BitNetTensor| -> Vec<f64> {
-            t.as_bytes().as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
-        };
+        let values = before.as_bytes().as_chunks().0.iter().zip(after.as_bytes().as_chunks().0);
         let (mut max, mut squares, mut of) = (0.0f64, 0.0, 0.0);
-        for (before, after) in floats(&before).into_iter().zip(floats(&after)) {
+        for (before, after) in values {
+            let [before, after] = [before, after].map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
             let difference = before - after;
             max = max.max(difference.abs());
             squares += difference * difference;

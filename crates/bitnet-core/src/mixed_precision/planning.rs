@@ -116,10 +116,9 @@ impl OptimizationObjective {
         };
         match weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0 {
             true => Ok(weights),
-            false => Err(Error::BadSetting {
-                setting: "the weights of an objective",
-                must: "finite, not negative, and not all 0",
-            }),
+            false => {
+                Err(Error::bad_setting("the weights of an objective", "finite, not negative, and not all 0"))
+            }
         }
     }
 }
@@ -135,6 +134,8 @@ pub struct PrecisionChange {
     pub from: BitNetDType,
     /// The other one.
     pub to: BitNetDType,
+    /// Why: the policy, or what was measured.
+    pub reason: String,
 }
 
 /// What the formats of a tensor cost.
@@ -180,6 +181,10 @@ impl PrecisionManager {
     /// Checks that what `config` asks for makes sense.
     pub fn new(config: MixedPrecisionConfig) -> Result<Self> {
         check(config.wishes(), ComponentType::formats)?;
+        if let Some(component) = config.contradiction {
+            let setting = format!("what is configured for the {component}");
+            return Err(Error::bad_setting(setting, "about that component"));
+        }
         config.policies.check()?;
         Ok(PrecisionManager { config, layers: Mutex::default() })
     }
@@ -188,9 +193,8 @@ impl PrecisionManager {
     pub fn for_engine(config: MixedPrecisionConfig) -> Result<Self> {
         check(config.wishes(), ComponentType::engine_formats)?;
         if config.layers.values().any(|layer| layer.components.contains_key(&ComponentType::KvCache)) {
-            let (setting, must) =
-                ("the precision of the KV cache", "the same for all layers, as a component");
-            return Err(Error::BadSetting { setting, must });
+            let must = "the same for all layers, as a component";
+            return Err(Error::bad_setting("the precision of the KV cache", must));
         }
         Self::new(config)
     }
@@ -288,9 +292,14 @@ impl PrecisionManager {
                     (0..3).filter(|i| largest[*i] > 0.0).map(|i| weights[i] * cost[i] / largest[i]).sum()
                 };
                 let best = costs.iter().min_by(|(_, a), (_, b)| score(a).total_cmp(&score(b)));
-                if let Some((to, _)) = best.filter(|(to, _)| *to != from) {
+                if let Some((to, [bytes, seconds, error])) = best.filter(|(to, _)| *to != from) {
                     let (layer, component) = (spec.name.clone(), *component);
-                    changes.push(PrecisionChange { layer, component, from, to: *to });
+                    let reason = format!(
+                        "{bytes} bytes, {:.3} µs a product, {:.3} % error",
+                        1e6 * seconds,
+                        100.0 * error
+                    );
+                    changes.push(PrecisionChange { layer, component, from, to: *to, reason });
                 }
             }
         }
@@ -313,14 +322,14 @@ impl PrecisionManager {
                 let parameters = spec.elements.get(&component).copied().unwrap_or(0);
                 let (layer, layer_type) = (spec.name.as_str(), spec.layer_type);
                 let context = PolicyContext { layer, layer_type, component, parameters, ..*measured };
-                let action = policies.evaluate(&context).filter(|_| from != BitNetDType::BitNet158);
-                let Some(to) = action.and_then(|action| action.apply(Some(from), component.formats())) else {
-                    continue;
-                };
+                let decision = policies.decide(&context).filter(|_| from != BitNetDType::BitNet158);
+                let Some((policy, action)) = decision else { continue };
+                let Some(to) = action.apply(Some(from), component.formats()) else { continue };
                 check([(component, to)], ComponentType::formats)?;
                 if to != from {
                     spec.components.insert(component, to);
-                    changes.push(PrecisionChange { layer: spec.name.clone(), component, from, to });
+                    let reason = policy.to_string();
+                    changes.push(PrecisionChange { layer: spec.name.clone(), component, from, to, reason });
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! Rules that choose a precision where their conditions hold.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ComponentType, LayerType, matches_name};
@@ -67,7 +69,7 @@ impl PolicyCondition {
     }
 
     /// Whether the comparison makes sense: numbers with numbers, names with names, which are only equal or not.
-    fn check(&self) -> Result<()> {
+    fn check(&self, policy: &str, rule: &str) -> Result<()> {
         let is_name = matches!(
             self.condition,
             ConditionType::LayerType | ConditionType::LayerName | ConditionType::Component
@@ -76,14 +78,12 @@ impl PolicyCondition {
         match (&self.value, is_name) {
             (ConditionValue::Text(_), true) if compares => Ok(()),
             (ConditionValue::Float(value), false) if value.is_finite() => Ok(()),
-            (_, true) => Err(Error::BadSetting {
-                setting: "a condition on a name",
-                must: "equal or not_equal, and a text",
-            }),
-            (_, false) => Err(Error::BadSetting {
-                setting: "the value of a condition on a number",
-                must: "a finite number",
-            }),
+            _ => {
+                let must =
+                    if is_name { "equal or not_equal to a text" } else { "compared with a finite number" };
+                let setting = format!("what the rule `{rule}` of the policy `{policy}` has a condition on");
+                Err(Error::bad_setting(setting, must))
+            }
         }
     }
 
@@ -211,6 +211,16 @@ impl PrecisionPolicy {
     }
 }
 
+impl fmt::Display for PrecisionPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.name.is_empty() { &self.id } else { &self.name };
+        match self.description.is_empty() {
+            true => f.write_str(name),
+            false => write!(f, "{name}: {}", self.description),
+        }
+    }
+}
+
 /// What conditions are about.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyContext<'a> {
@@ -259,15 +269,25 @@ impl PolicyEngine {
 
     /// The action of the first rule whose conditions hold.
     pub fn evaluate(&self, context: &PolicyContext<'_>) -> Option<PolicyAction> {
-        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
-        let mut rules = rules.filter(|rule| rule.conditions.iter().all(|c| c.holds(context)));
-        rules.next().map(|rule| rule.action)
+        self.decide(context).map(|(_, action)| action)
+    }
+
+    /// The same, with the policy that the rule is of.
+    pub fn decide(&self, context: &PolicyContext<'_>) -> Option<(&PrecisionPolicy, PolicyAction)> {
+        let rules =
+            self.policies.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
+        let mut rules = rules.filter(|(_, rule)| rule.conditions.iter().all(|c| c.holds(context)));
+        rules.next().map(|(policy, rule)| (policy, rule.action))
     }
 
     /// Whether all conditions make sense.
     pub fn check(&self) -> Result<()> {
-        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
-        rules.flat_map(|rule| &rule.conditions).try_for_each(PolicyCondition::check)
+        for policy in &self.policies {
+            for rule in &policy.rules {
+                rule.conditions.iter().try_for_each(|condition| condition.check(&policy.id, &rule.id))?;
+            }
+        }
+        Ok(())
     }
 }
 

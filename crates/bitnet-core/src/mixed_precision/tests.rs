@@ -150,7 +150,14 @@ fn policies_hold_under_their_conditions_and_by_priority() {
     assert_eq!(engine.evaluate(&context), Some(PolicyAction::SetPrecision(I4)));
 
     let nonsense = rule(PolicyAction::LowerPrecision, ConditionType::LayerName, Equal, 1.0);
-    assert!(refusal(MixedPrecisionConfig::default().with_policy(nonsense)).contains("a condition on a name"));
+    assert_eq!(
+        refusal(MixedPrecisionConfig::default().with_policy(nonsense)),
+        "what the rule `rule` of the policy `id` has a condition on must be equal or not_equal to a text"
+    );
+    let other = ComponentPrecisionConfig::new(ComponentType::Head, I8);
+    let message =
+        refusal(MixedPrecisionConfig::default().with_component_config(ComponentType::Embedding, other));
+    assert_eq!(message, "what is configured for the embedding must be about that component");
 }
 
 #[test]
@@ -305,8 +312,8 @@ fn layers_that_allow_it_follow_what_is_measured() {
     let adjust = |context| manager.adjust(&policies, &context).unwrap();
     assert_eq!(adjust(nothing), []);
     let tight = PolicyContext { memory_usage: Some(90.0), ..nothing };
-    let change =
-        PrecisionChange { layer: "dynamic".into(), component: ComponentType::Weights, from: F16, to: I8 };
+    let (layer, reason) = ("dynamic".into(), "name: why".into());
+    let change = PrecisionChange { layer, component: ComponentType::Weights, from: F16, to: I8, reason };
     assert_eq!(adjust(tight), [change]);
     assert_eq!(manager.analyze_configuration().unwrap().bytes, 64 + 128 + 16);
     assert_eq!(adjust(tight)[0].to, I4);
