@@ -11,7 +11,8 @@ use bitnet_core::BitNetDType;
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionStrategy};
 use bitnet_inference::source::Source;
 use bitnet_inference::{
-    HeadMode, Model, ModelBytes, ModelOptions, Preparation, Sampler, SamplingOptions, Session, SessionOptions,
+    HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, Preparation, Sampler, SamplingOptions, Session,
+    SessionOptions,
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -250,7 +251,9 @@ fn measure(name: String, model: &Model, reference: &Reference) -> anyhow::Result
         bytes: model.weight_bytes(),
         derived_head: match model.head_mode() {
             HeadMode::F16 => 0,
-            HeadMode::Exact | HeadMode::Int4 => model.head_bytes().all_rows,
+            HeadMode::Exact | HeadMode::Int4 => {
+                HeadOptions::default().derived_bytes(model.config().vocab_size, model.config().dim)
+            }
         },
         kv_dtype: session.kv_dtype(),
         kv_bytes_per_token: Session::kv_bytes_per_token(model.config(), 1, session.kv_dtype()),

@@ -175,8 +175,7 @@ impl Form for Q8_0 {
         // SAFETY: the caller vouches for the columns and for the instruction set.
         unsafe {
             let block = row.add(Self::offset(col));
-            let d = half::f16::from_bits(block.cast::<u16>().read_unaligned().to_le()).to_f32();
-            V::load_i8(block.add(2 + col % 32).cast()).mul(V::splat(d))
+            V::load_i8(block.add(2 + col % 32).cast()).mul(splat_scale(block))
         }
     }
 }
@@ -191,9 +190,19 @@ impl Form for Q4_0 {
         // SAFETY: the caller vouches for the columns and for the instruction set.
         unsafe {
             let block = row.add(Self::offset(col));
-            let d = half::f16::from_bits(block.cast::<u16>().read_unaligned().to_le()).to_f32();
-            load_nibbles::<V>(block.add(2), col).mul(V::splat(d))
+            load_nibbles::<V>(block.add(2), col).mul(splat_scale(block))
         }
+    }
+}
+
+/// The f16 scale at the head of a block in every lane, widened by the instruction set itself: a call would cost more than
+/// the block.
+#[inline(always)]
+unsafe fn splat_scale<V: Vector>(block: *const u8) -> V {
+    // SAFETY: the caller vouches for the block and for the instruction set; the array has a whole vector.
+    unsafe {
+        let halves = [block.cast::<u16>().read_unaligned().to_le(); MAX_LANES];
+        V::load_f16(halves.as_ptr())
     }
 }
 
