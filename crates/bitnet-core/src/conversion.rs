@@ -175,9 +175,10 @@ impl ConversionEngine {
 
     /// Each of `tensors` as `dtype`, in their order, several at a time where the engine has threads.
     pub fn batch_convert(&self, tensors: &[BitNetTensor], dtype: BitNetDType) -> Result<Vec<BitNetTensor>> {
-        let threads = self.config.threads.min(tensors.len()).max(1);
+        let shares = self.config.chunk_bytes / MIN_CHUNK_BYTES;
+        let threads = self.config.threads.min(tensors.len()).min(shares).max(1);
         // Each conversion has a thread and its share of the chunk.
-        let chunk_bytes = (self.config.chunk_bytes / threads).max(MIN_CHUNK_BYTES);
+        let chunk_bytes = self.config.chunk_bytes / threads;
         let config = ConversionConfig { threads: 1, chunk_bytes, ..self.config.clone() };
         let one = ConversionEngine { config, ..self.clone() };
         let share = tensors.len().div_ceil(threads).max(1);
@@ -282,7 +283,7 @@ impl ConversionEngine {
                 search |= !absmax.is_finite();
                 let kept = source.step.filter(|step| {
                     let holds = (absmax / step).round_ties_even() <= largest;
-                    strategy == ConversionStrategy::QuantizationAware && *step > 0.0 && holds
+                    strategy == ConversionStrategy::QuantizationAware && *step >= SMALLEST_MAGNITUDE && holds
                 });
                 match (kept, mean) {
                     (Some(step), _) => (R::ratio(1.0, step), Some(step)),

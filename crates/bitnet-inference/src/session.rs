@@ -28,7 +28,7 @@ pub struct SessionOptions {
     /// Tokens of a prompt that are computed together; [`DEFAULT_CHUNK`] when absent. It changes no result.
     pub chunk: Option<usize>,
     /// The precision of the KV cache; that of [`ModelOptions`](crate::ModelOptions) where it says nothing. Weights belong
-    /// to the model, whose precisions cannot be changed here.
+    /// to the model, whose precisions cannot be changed here; policies are asked about the cache alone.
     pub precision: MixedPrecisionConfig,
 }
 

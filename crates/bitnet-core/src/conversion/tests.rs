@@ -135,6 +135,12 @@ fn streaming_takes_no_more_than_the_chunk_beside_its_result() {
             }
         }
     }
+    let many = vec![tensor.clone(); 5];
+    for (threads, chunk_bytes) in [(3, 4 * MIN_CHUNK_BYTES), (5, MIN_CHUNK_BYTES)] {
+        let (engine, pool) = engine(ConversionConfig { threads, chunk_bytes, ..Default::default() });
+        let out: usize = engine.batch_convert(&many, F16).unwrap().iter().map(|t| t.size_bytes()).sum();
+        assert!(pool.get_metrics().peak_allocated <= out + chunk_bytes, "{threads}");
+    }
     let (engine, pool) = engine(ConversionConfig::low_memory());
     let out = engine.convert(&tensor, I8).unwrap();
     assert_eq!(pool.get_metrics().peak_allocated, out.size_bytes() + MIN_CHUNK_BYTES);
