@@ -8,6 +8,7 @@ use crate::completions::CompletionsArgs;
 use crate::convert::ConvertArgs;
 use crate::inspect::InspectArgs;
 use crate::logits::LogitsArgs;
+use crate::precision::PrecisionArgs;
 use crate::run::RunArgs;
 use crate::synth::SynthArgs;
 use crate::tokenize::TokenizeArgs;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     Synth(SynthArgs),
     Bench(BenchArgs),
+    Precision(PrecisionArgs),
     Logits(LogitsArgs),
     Tokenize(TokenizeArgs),
     Completions(CompletionsArgs),

@@ -5,9 +5,18 @@ use crate::quiet_success;
 #[test]
 fn help_of_the_program_and_of_every_subcommand() {
     insta::assert_snapshot!("bitnet", quiet_success(&["--help"]));
-    for subcommand in
-        ["run", "chat", "inspect", "convert", "synth", "bench", "logits", "tokenize", "completions"]
-    {
+    for subcommand in [
+        "run",
+        "chat",
+        "inspect",
+        "convert",
+        "synth",
+        "bench",
+        "precision",
+        "logits",
+        "tokenize",
+        "completions",
+    ] {
         let help = quiet_success(&[subcommand, "--help"]);
         assert!(help.contains("Examples:\n  "), "{subcommand} shows how it is used");
         insta::assert_snapshot!(subcommand, help);

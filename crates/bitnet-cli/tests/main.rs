@@ -10,6 +10,7 @@ mod help;
 mod inspect;
 mod logits;
 mod models;
+mod precision;
 mod run;
 mod tokenize;
 

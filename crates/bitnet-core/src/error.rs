@@ -3,6 +3,7 @@
 //! Messages name the file, the place in it and the rule that is broken, and say what to do next where
 //! there is something to do.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
@@ -110,13 +111,43 @@ pub enum Error {
         /// What is wrong with it, as the rest of a sentence.
         problem: String,
     },
-    /// No conversion between the two types exists.
-    #[error("{from} cannot be converted to {to}")]
-    Conversion {
+    /// A stored matrix cannot be kept in another format.
+    #[error("rows of {cols} {from} values cannot be kept as {to}: {why}")]
+    MatrixFormat {
+        /// The format at hand.
+        from: bitnet_quant::dense::DenseFormat,
+        /// The format asked for.
+        to: bitnet_quant::dense::DenseFormat,
+        /// Elements of a row.
+        cols: usize,
+        /// What is in the way.
+        why: &'static str,
+    },
+    /// The two types do not have the same bytes.
+    #[error("{from} cannot become {to} without a copy; use convert")]
+    NotZeroCopy {
         /// The type at hand.
         from: crate::BitNetDType,
         /// The type asked for.
         to: crate::BitNetDType,
+    },
+    /// An element has no place among the values of the type asked for.
+    #[error("element {index} is {value}, which {to} cannot hold")]
+    Unrepresentable {
+        /// Which element, row-major.
+        index: usize,
+        /// Its value.
+        value: f64,
+        /// The type asked for.
+        to: crate::BitNetDType,
+    },
+    /// A setting of conversions or precisions that makes no sense.
+    #[error("{setting} must be {must}")]
+    BadSetting {
+        /// The setting.
+        setting: Cow<'static, str>,
+        /// The values that make sense, as the rest of the sentence.
+        must: &'static str,
     },
     /// The bytes of a tensor are not as many as its shape and type call for.
     #[error("a {dtype} tensor of shape {shape:?} has {want} bytes, not {got}")]
@@ -166,6 +197,16 @@ pub enum Error {
         /// The dimension.
         dim: usize,
     },
+    /// Tensors of two types where one is needed.
+    #[error("cannot {operation} {left} and {right} tensors; convert one of them first")]
+    MixedTypes {
+        /// The operation.
+        operation: &'static str,
+        /// The first type.
+        left: crate::BitNetDType,
+        /// The other.
+        right: crate::BitNetDType,
+    },
     /// An operation that needs an element was given none.
     #[error("{operation} of no elements is undefined")]
     Empty {
@@ -189,12 +230,14 @@ pub enum Error {
         wanted: &'static str,
     },
     /// A component of a model cannot be kept in the format asked for.
-    #[error("the {component} cannot be kept as {precision}; it can be {}", names(component.supported()))]
+    #[error("the {component} cannot be kept as {precision}; {}", possible(supported))]
     Precision {
         /// The component.
         component: crate::mixed_precision::ComponentType,
         /// The format asked for.
         precision: crate::BitNetDType,
+        /// The formats that it can have; none where there is no such component.
+        supported: &'static [crate::BitNetDType],
     },
     /// Memory beyond a pool's cap, or beyond what the system gives.
     #[error("cannot allocate {requested} bytes: {reason}")]
@@ -238,6 +281,11 @@ impl Error {
         Error::Malformed { path: path.to_owned(), offset, rule: rule.into() }
     }
 
+    /// An [`Error::BadSetting`].
+    pub fn bad_setting(setting: impl Into<Cow<'static, str>>, must: &'static str) -> Self {
+        Error::BadSetting { setting: setting.into(), must }
+    }
+
     /// An [`Error::BadKey`] for `path`.
     pub fn bad_key(path: &Path, key: impl Into<String>, problem: impl Into<String>) -> Self {
         Error::BadKey { path: path.to_owned(), key: key.into(), problem: problem.into() }
@@ -249,6 +297,10 @@ impl Error {
     }
 }
 
-fn names(dtypes: &[crate::BitNetDType]) -> String {
-    dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
+fn possible(dtypes: &[crate::BitNetDType]) -> String {
+    let names: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
+    match names.is_empty() {
+        true => "the engine has no such thing: leave it out".to_owned(),
+        false => format!("possible are {}", names.join(", ")),
+    }
 }

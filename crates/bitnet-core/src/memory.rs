@@ -12,7 +12,7 @@ use bytemuck::Pod;
 
 use crate::{Device, Error, Result};
 
-pub use crate::tensor;
+pub use crate::{conversion, tensor};
 
 /// The alignment of typed buffers: a cache line, and the widest vector register.
 pub const ALIGNMENT: usize = 64;

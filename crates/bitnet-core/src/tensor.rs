@@ -54,6 +54,7 @@ impl TensorMetadata {
 pub struct BitNetTensor {
     layout: Layout,
     dtype: BitNetDType,
+    scale: Option<f32>,
     storage: Storage,
 }
 
@@ -133,13 +134,36 @@ impl BitNetTensor {
     pub fn from_handle(handle: MemoryHandle, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(handle.size(), shape, dtype)?;
         let storage = Storage::Pool(Arc::new(handle));
-        Ok(BitNetTensor { layout: Layout::contiguous(shape), dtype, storage })
+        Ok(BitNetTensor { layout: Layout::contiguous(shape), dtype, scale: None, storage })
     }
 
     /// A tensor whose bytes stay in the file: nothing is copied.
     pub fn from_file(bytes: Bytes, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(bytes.len(), shape, dtype)?;
-        Ok(BitNetTensor { layout: Layout::contiguous(shape), dtype, storage: Storage::File(bytes) })
+        Ok(BitNetTensor {
+            layout: Layout::contiguous(shape),
+            dtype,
+            scale: None,
+            storage: Storage::File(bytes),
+        })
+    }
+
+    /// The same tensor with a scale.
+    pub fn with_scale(mut self, scale: Option<f32>) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// The step of the values: a value of an integer type is its code times the scale, or the code where there is none.
+    /// A tensor of floats may remember the step of the integers that it was made from.
+    pub fn scale(&self) -> Option<f32> {
+        self.scale
+    }
+
+    /// Says what the bytes have become: no more of them than before. The rest stays until the tensor goes.
+    pub(crate) fn retype(&mut self, dtype: BitNetDType, scale: Option<f32>) {
+        assert!(dtype.bits() <= self.dtype.bits());
+        (self.dtype, self.scale) = (dtype, scale);
     }
 
     /// The extent of each dimension.
@@ -276,16 +300,18 @@ impl BitNetTensor {
         if self.own_bytes_mut().is_none() {
             *self = self.copy(pool)?;
         }
-        let range = 4 * self.layout.offset..4 * (self.layout.offset + self.len());
+        let size = self.size_bytes();
         let bytes = self.own_bytes_mut().expect("a copy belongs to nobody else");
-        Ok(bytemuck::cast_slice_mut(&mut bytes[range]))
+        Ok(bytemuck::cast_slice_mut(&mut bytes[..size]))
     }
 
-    /// All bytes of the storage, to be written; `None` where another tensor shares them, or where they are a file's.
-    fn own_bytes_mut(&mut self) -> Option<&mut [u8]> {
+    /// The bytes, to be written; `None` where another tensor shares them, where they are a file's, or where the tensor is a
+    /// view of some of them.
+    pub(crate) fn own_bytes_mut(&mut self) -> Option<&mut [u8]> {
+        let is_whole = self.is_contiguous() && self.layout.offset == 0;
         match &mut self.storage {
-            Storage::Pool(handle) => Arc::get_mut(handle).map(MemoryHandle::as_mut_slice),
-            Storage::File(_) => None,
+            Storage::Pool(handle) if is_whole => Arc::get_mut(handle).map(MemoryHandle::as_mut_slice),
+            _ => None,
         }
     }
 

@@ -143,8 +143,7 @@ fn tensors_come_back_from_files_as_they_were() {
         assert_eq!(loaded.as_bytes(), tensor.contiguous(&pool).unwrap().as_bytes(), "{name}");
     }
     // A tensor of a file is an operand like any other.
-    let sum = back["view"].add(&back["i8"].transpose().unwrap(), &pool);
-    assert!(sum.is_ok() || matches!(sum, Err(Error::Conversion { .. })));
+    back["view"].add(&back["i8"].transpose().unwrap(), &pool).unwrap();
     let packed = BitNetTensor::zeros(&[4], BitNetDType::I4, &Device::Cpu, &pool).unwrap();
     let error = save_tensors(&path, &[("packed", &packed)]).unwrap_err().to_string();
     assert!(error.contains("packed") && error.contains("convert it to i8"), "{error}");

@@ -1,9 +1,12 @@
 //! The keys and values of the tokens so far, in pool memory.
 
+use std::ops::Range;
+
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
+use bitnet_core::mixed_precision::ComponentType;
 use bitnet_core::{BitNetDType, Error as CoreError};
 use bitnet_quant::attention::Heads;
-use bitnet_quant::kernels::{KvRows, KvRowsMut, store_tokens};
+use bitnet_quant::kernels::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
 use bitnet_quant::reduce::SOFTMAX_CHUNK;
 use bitnet_quant::ternary::NON_FINITE;
 
@@ -12,6 +15,8 @@ use crate::ops::Cpu;
 
 /// Magnitudes from here on (as bits without the sign) round to infinity in half precision: 65520.
 const BEYOND_F16: u32 = 65520f32.to_bits();
+/// The same of the upper halves of single precision, whose last value is 0x7f7f.
+const BEYOND_BF16: u32 = 0x7f7f_8000;
 
 /// The cache of one session. Memory for the whole context is reserved at once and used as tokens come in.
 #[derive(Debug)]
@@ -30,8 +35,11 @@ enum Rows {
     // Each: (n_layers, chunk, n_kv_heads, position in the chunk, head_dim)
     F32 { k: Buffer<f32>, v: Buffer<f32> },
     F16 { k: Buffer<u16>, v: Buffer<u16> },
+    Bf16 { k: Buffer<u16>, v: Buffer<u16> },
     // The scales: (n_layers, chunk, n_kv_heads, position in the chunk)
     I8 { k: Buffer<i8>, k_scales: Buffer<f32>, v: Buffer<i8>, v_scales: Buffer<f32> },
+    // Likewise, with nibble_row_bytes(head_dim) in the place of head_dim.
+    I4 { k: Buffer<u8>, k_scales: Buffer<f32>, v: Buffer<u8>, v_scales: Buffer<f32> },
 }
 
 impl KvCache {
@@ -49,13 +57,27 @@ impl KvCache {
         let rows = match dtype {
             BitNetDType::F32 => Rows::F32 { k: pool.buffer(n)?, v: pool.buffer(n)? },
             BitNetDType::F16 => Rows::F16 { k: pool.buffer(n)?, v: pool.buffer(n)? },
+            BitNetDType::BF16 => Rows::Bf16 { k: pool.buffer(n)?, v: pool.buffer(n)? },
             BitNetDType::I8 => Rows::I8 {
                 k: pool.buffer(n)?,
                 k_scales: pool.buffer(n_rows)?,
                 v: pool.buffer(n)?,
                 v_scales: pool.buffer(n_rows)?,
             },
-            other => return Err(CoreError::Conversion { from: BitNetDType::F32, to: other }.into()),
+            BitNetDType::I4 => {
+                let n_bytes = n_rows * nibble_row_bytes(heads.head_dim);
+                Rows::I4 {
+                    k: pool.buffer(n_bytes)?,
+                    k_scales: pool.buffer(n_rows)?,
+                    v: pool.buffer(n_bytes)?,
+                    v_scales: pool.buffer(n_rows)?,
+                }
+            }
+            precision => {
+                let component = ComponentType::KvCache;
+                let supported = component.engine_formats();
+                return Err(CoreError::Precision { component, precision, supported }.into());
+            }
         };
         Ok(KvCache { rows, heads, layer_rows, position: 0, len: 0 })
     }
@@ -67,8 +89,11 @@ impl KvCache {
 
     /// Bytes of the key, or of the value, of one head at one position.
     pub(crate) fn row_bytes(heads: Heads, dtype: BitNetDType) -> usize {
-        let scale = if dtype == BitNetDType::I8 { size_of::<f32>() } else { 0 };
-        heads.head_dim * dtype.bits() / 8 + scale
+        match dtype {
+            BitNetDType::I8 => heads.head_dim + size_of::<f32>(),
+            BitNetDType::I4 => nibble_row_bytes(heads.head_dim) + size_of::<f32>(),
+            dtype => heads.head_dim * dtype.bits() / 8,
+        }
     }
 
     /// Forgets the tokens from `len` on.
@@ -90,8 +115,9 @@ impl KvCache {
         v: &[f32],
     ) -> std::result::Result<(), (usize, &'static str)> {
         let limit = match self.rows {
-            Rows::F32 { .. } | Rows::I8 { .. } => NON_FINITE,
+            Rows::F32 { .. } | Rows::I8 { .. } | Rows::I4 { .. } => NON_FINITE,
             Rows::F16 { .. } => BEYOND_F16,
+            Rows::Bf16 { .. } => BEYOND_BF16,
         };
         let token_dim = self.heads.n_kv_heads * self.heads.head_dim;
         let [k_sound, v_sound] =
@@ -116,16 +142,23 @@ impl KvCache {
         match &self.rows {
             Rows::F32 { k, v } => (KvRows::F32(&k[elements.clone()]), KvRows::F32(&v[elements])),
             Rows::F16 { k, v } => (KvRows::F16(&k[elements.clone()]), KvRows::F16(&v[elements])),
+            Rows::Bf16 { k, v } => (KvRows::BF16(&k[elements.clone()]), KvRows::BF16(&v[elements])),
             Rows::I8 { k, k_scales, v, v_scales } => (
                 KvRows::I8 { codes: &k[elements.clone()], scales: &k_scales[rows.clone()] },
                 KvRows::I8 { codes: &v[elements], scales: &v_scales[rows] },
             ),
+            Rows::I4 { k, k_scales, v, v_scales } => {
+                let bytes = self.nibbles(&rows);
+                let k = KvRows::I4 { codes: &k[bytes.clone()], scales: &k_scales[rows.clone()] };
+                (k, KvRows::I4 { codes: &v[bytes], scales: &v_scales[rows] })
+            }
         }
     }
 
     fn layer_mut(&mut self, layer: usize) -> (KvRowsMut<'_>, KvRowsMut<'_>) {
         let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
         let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
+        let bytes = self.nibbles(&rows);
         match &mut self.rows {
             Rows::F32 { k, v } => {
                 (KvRowsMut::F32(&mut k[elements.clone()]), KvRowsMut::F32(&mut v[elements]))
@@ -137,7 +170,20 @@ impl KvCache {
                 KvRowsMut::I8 { codes: &mut k[elements.clone()], scales: &mut k_scales[rows.clone()] },
                 KvRowsMut::I8 { codes: &mut v[elements], scales: &mut v_scales[rows] },
             ),
+            Rows::Bf16 { k, v } => {
+                (KvRowsMut::BF16(&mut k[elements.clone()]), KvRowsMut::BF16(&mut v[elements]))
+            }
+            Rows::I4 { k, k_scales, v, v_scales } => (
+                KvRowsMut::I4 { codes: &mut k[bytes.clone()], scales: &mut k_scales[rows.clone()] },
+                KvRowsMut::I4 { codes: &mut v[bytes], scales: &mut v_scales[rows] },
+            ),
         }
+    }
+
+    /// The bytes of rows of nibbles.
+    fn nibbles(&self, rows: &Range<usize>) -> Range<usize> {
+        let row_bytes = nibble_row_bytes(self.heads.head_dim);
+        rows.start * row_bytes..rows.end * row_bytes
     }
 
     fn layer_rows(heads: Heads, max_seq_len: usize) -> usize {
@@ -179,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_computed_bytes_are_those_of_the_pool() {
-        for dtype in [BitNetDType::I8, BitNetDType::F16, BitNetDType::F32] {
+        for dtype in ComponentType::KvCache.engine_formats().iter().copied() {
             let (_cache, pool) = cache(dtype);
             assert_eq!(pool.get_metrics().total_allocated, KvCache::size_bytes(3, HEADS, 300, dtype));
         }
@@ -191,7 +237,10 @@ mod tests {
         let refused = |dtype, k: &[f32], v: &[f32]| store(&mut cache(dtype).0, k, v).err();
         assert_eq!(refused(BitNetDType::F16, &big, &ok), Some((0, "the keys")));
         assert_eq!(refused(BitNetDType::F16, &ok, &big), Some((0, "the values")));
-        for dtype in [BitNetDType::F32, BitNetDType::I8] {
+        let huge = [f32::from_bits(BEYOND_BF16); 8];
+        assert_eq!(refused(BitNetDType::BF16, &ok, &huge), Some((0, "the values")));
+        assert_eq!(refused(BitNetDType::BF16, &[f32::from_bits(BEYOND_BF16 - 1); 8], &ok), None);
+        for dtype in [BitNetDType::F32, BitNetDType::BF16, BitNetDType::I8, BitNetDType::I4] {
             assert_eq!(refused(dtype, &big, &big), None);
             assert_eq!(refused(dtype, &ok, &[f32::NAN; 8]), Some((0, "the values")));
             assert_eq!(refused(dtype, &[f32::INFINITY; 8], &ok), Some((0, "the keys")));

@@ -44,4 +44,4 @@ pub use open::{MAX_THREADS, ModelOptions, Preparation, embedded_source};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session, SessionOptions};
 pub use text::Text;
-pub use weights::LoadProgress;
+pub use weights::{LoadProgress, ModelBytes};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bitnet_core::memory::HybridMemoryPool;
+use bitnet_core::mixed_precision::PrecisionManager;
 use bitnet_quant::attention::attention;
 use bitnet_quant::float::sin_cos;
 use bitnet_quant::kernels::Kernels;
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub(crate) kernels: &'static Kernels,
     pub(crate) threads: Threads,
     pub(crate) pool: HybridMemoryPool,
+    pub(crate) precision: PrecisionManager,
 }
 
 /// The place of an infinity or NaN in a chunk of tokens.

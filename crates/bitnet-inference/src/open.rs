@@ -24,7 +24,7 @@ use crate::model::{Inner, Model};
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
-use crate::weights::{LoadProgress, Tiles, WeightBytes, Weights};
+use crate::weights::{LoadProgress, ModelBytes, Precisions, Tiles, WeightBytes, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
@@ -47,6 +47,8 @@ pub struct ModelOptions {
     pub cache: Option<CacheDir>,
     /// How the head is computed where tokens are chosen.
     pub head: HeadOptions,
+    /// What weights are kept and computed in, and caches of sessions that do not say it themselves.
+    pub precision: MixedPrecisionConfig,
 }
 
 /// What becomes of weights in other forms than the file's: smaller, and so faster to read, but it takes seconds to make
@@ -110,14 +112,18 @@ impl Model {
         let kernels = options.isa.map_or(Ok(Kernels::best()), Kernels::for_isa)?;
         let threads = Threads::new(n_threads);
         let pool = HybridMemoryPool::new()?;
-        let precision = PrecisionManager::new(MixedPrecisionConfig::default())?;
+        let precision = PrecisionManager::for_engine(options.precision.clone())?;
+        let precisions = Precisions::new(&precision);
+        let head_mode = options.head.mode.with_bounds(precisions.head_bounds()?);
+        let options =
+            &ModelOptions { head: HeadOptions { mode: head_mode, ..options.head }, ..options.clone() };
         let load = |tiles: Tiles<'_>, progress: &mut dyn FnMut(LoadProgress)| {
-            Weights::load(source, &pool, &precision, tiles, n_threads, progress)
+            Weights::load(source, &pool, &precisions, tiles, n_threads, progress)
         };
         // The vocabulary of a large model takes as long as its weights.
         let (prepared, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| source.text());
-            let weights = prepared(source, options, (kernels, &threads), &pool, &load, progress);
+            let weights = prepared(source, options, &precisions, (kernels, &threads), &pool, &load, progress);
             (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (text, notice) = match text? {
@@ -143,6 +149,7 @@ impl Model {
                 kernels,
                 threads,
                 pool,
+                precision,
             }),
         })
     }
@@ -194,6 +201,11 @@ impl Model {
         self.inner.weights.projection_bytes()
     }
 
+    /// Bytes of the weights by what they are.
+    pub fn weight_bytes(&self) -> ModelBytes {
+        self.inner.weights.bytes()
+    }
+
     /// The pool that converted weights and sessions live in.
     pub fn pool(&self) -> &HybridMemoryPool {
         &self.inner.pool
@@ -215,6 +227,7 @@ type Load<'a> = &'a dyn Fn(Tiles<'_>, &mut dyn FnMut(LoadProgress)) -> Result<We
 fn prepared(
     source: &dyn Source,
     options: &ModelOptions,
+    precisions: &Precisions<'_>,
     (kernels, threads): (&Kernels, &Threads),
     pool: &HybridMemoryPool,
     load: Load<'_>,
@@ -240,9 +253,11 @@ fn prepared(
         return Ok(Prepared { weights, head, unprepared: None });
     };
 
+    let converted_head = precisions.converted_head(source)?;
     let place_for = |layout| {
         let head = options.head.derived_bytes(c.vocab_size, c.dim) > 0;
-        Place::of(source, options.i2s_layout, &cache, Forms { tiles: layout == Layout::Tiles, head })
+        let forms = Forms { tiles: layout == Layout::Tiles, head, converted_head };
+        Place::of(source, options.i2s_layout, &cache, forms)
     };
     let with_derived = |derived: &Derived, progress: &mut dyn FnMut(LoadProgress)| {
         let weights = load(Tiles::Derived(derived), progress)?;

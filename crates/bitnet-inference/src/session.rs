@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bitnet_core::BitNetDType;
 use bitnet_core::memory::HybridMemoryPool;
-use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
+use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager, memory_usage_percent};
 use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::config::ModelConfig;
@@ -27,7 +27,8 @@ pub struct SessionOptions {
     pub max_seq_len: Option<usize>,
     /// Tokens of a prompt that are computed together; [`DEFAULT_CHUNK`] when absent. It changes no result.
     pub chunk: Option<usize>,
-    /// Precisions of the session's parts.
+    /// The precision of the KV cache; that of [`ModelOptions`](crate::ModelOptions) where it says nothing. Weights belong
+    /// to the model, whose precisions cannot be changed here; policies are asked about the cache alone.
     pub precision: MixedPrecisionConfig,
 }
 
@@ -39,6 +40,7 @@ pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 pub struct Session {
     model: Model,
     cache: KvCache,
+    kv_dtype: BitNetDType,
     state: RunState,
     tokens: Vec<u32>,
     /// The last tokens that are computed already, but that nobody has been given yet.
@@ -60,12 +62,20 @@ impl Session {
         if chunk == 0 {
             return Err(Error::BadOption { option: "the chunk", must: "at least 1" });
         }
-        let dtype = PrecisionManager::new(options.precision)?.precision(ComponentType::KvCache);
+        let own = PrecisionManager::for_engine(options.precision)?;
+        if own.config().concerns_weights() {
+            let must = "about the KV cache; weights belong to the model";
+            return Err(Error::BadOption { option: "the precision of a session", must });
+        }
+        let memory_usage = memory_usage_percent();
+        let kv = own.kv_cache(memory_usage)?;
+        let kv = if kv.is_some() { kv } else { model.inner.precision.kv_cache(memory_usage)? };
+        let kv_dtype = kv.unwrap_or(BitNetDType::F16);
         let pool = model.pool();
-        let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, dtype)?;
+        let cache = KvCache::new(pool, config.n_layers, config.heads(), max_seq_len, kv_dtype)?;
         let state = RunState::new(pool, config, chunk, max_seq_len)?;
         let tokens = Vec::with_capacity(max_seq_len);
-        Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
+        Ok(Session { model, cache, kv_dtype, state, tokens, n_hidden: 0, max_seq_len })
     }
 
     /// The model.
@@ -76,6 +86,11 @@ impl Session {
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - self.n_hidden]
+    }
+
+    /// How keys and values are kept.
+    pub fn kv_dtype(&self) -> BitNetDType {
+        self.kv_dtype
     }
 
     /// Positions that the session has room for.

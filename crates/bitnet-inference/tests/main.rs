@@ -11,4 +11,5 @@ mod goldens;
 mod head;
 mod hostile;
 mod non_finite;
+mod precision;
 mod synth;

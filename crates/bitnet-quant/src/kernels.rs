@@ -38,7 +38,7 @@ use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
 use elementwise::Column;
 
 pub use elementwise::{Arithmetic, Comparison, Operand};
-pub use kv_rows::{KvRows, KvRowsMut, store_tokens};
+pub use kv_rows::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
 
 /// An instruction set that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -141,6 +141,8 @@ pub enum DenseRow {
     BF16,
     /// Blocks of an f16 scale and 32 signed bytes.
     Q8_0,
+    /// Blocks of an f16 scale and 32 nibbles.
+    Q4_0,
 }
 
 impl DenseRow {
@@ -150,6 +152,7 @@ impl DenseRow {
             DenseRow::F32 => cols * 4,
             DenseRow::F16 | DenseRow::BF16 => cols * 2,
             DenseRow::Q8_0 => cols / 32 * 34,
+            DenseRow::Q4_0 => cols / 32 * 18,
         }
     }
 }
@@ -345,7 +348,7 @@ impl Kernels {
 
     /// Σ w·x in the order of [`crate::reduce::row_dot`]; `w` holds `x.len()` elements in the given form.
     pub fn row_dot(&self, form: DenseRow, w: &[u8], x: &[f32]) -> f32 {
-        assert!(form != DenseRow::Q8_0 || x.len().is_multiple_of(32));
+        assert!(!matches!(form, DenseRow::Q8_0 | DenseRow::Q4_0) || x.len().is_multiple_of(32));
         assert_eq!(w.len(), form.row_bytes(x.len()));
         // SAFETY: as above.
         unsafe { (self.row_dot)(form, w, x) }
@@ -421,7 +424,15 @@ impl Kernels {
         unsafe { (self.scale_row)(x, r, w) }
     }
 
-    fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
+    /// `x = (x · r) · w`.
+    pub(crate) fn scale_row(&self, x: &mut [f32], r: f32, w: &[f32]) {
+        assert_eq!(x.len(), w.len());
+        // SAFETY: as above.
+        unsafe { (self.scale_row)(x, r, w) }
+    }
+
+    /// The factor `r` of [`Kernels::rms_norm`].
+    pub(crate) fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
         // SAFETY: as above.
         let squares = unsafe { (self.sum_squares)(x) };
         if squares.is_finite() { 1.0 / (squares / x.len() as f32 + eps).sqrt() } else { f32::NAN }

@@ -62,7 +62,11 @@ impl BitNetTensor {
                 return Err(Error::Shapes { operation: "concatenate", left, right });
             }
             if tensor.dtype != first.dtype {
-                return Err(Error::Conversion { from: tensor.dtype, to: first.dtype });
+                return Err(Error::MixedTypes {
+                    operation: "concatenate",
+                    left: first.dtype,
+                    right: tensor.dtype,
+                });
             }
             shape[axis] = shape[axis].saturating_add(tensor.shape()[axis]);
         }

@@ -5,7 +5,7 @@
 //! [`table`] makes those functions and the table of them. Operations without a fused multiply-add or a function are
 //! plain loops, which the compiler widens by itself.
 
-use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q8_0, Vector};
+use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q4_0, Q8_0, Vector};
 use super::{Activation, DenseRow};
 use crate::reduce::{BLOCK_LANES, ROW_LANES, tree};
 
@@ -90,6 +90,7 @@ pub(super) unsafe fn row_dot<V: Vector, const N: usize>(form: DenseRow, w: &[u8]
             DenseRow::F16 => dot::<V, F16, ROW_LANES, N>(w, x),
             DenseRow::BF16 => dot::<V, Bf16, ROW_LANES, N>(w, x),
             DenseRow::Q8_0 => dot::<V, Q8_0, ROW_LANES, N>(w, x),
+            DenseRow::Q4_0 => dot::<V, Q4_0, ROW_LANES, N>(w, x),
         }
     }
 }

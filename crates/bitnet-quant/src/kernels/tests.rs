@@ -159,13 +159,14 @@ proptest! {
         bytes in vec(any::<u8>(), 4 * 1100),
     ) {
         let x = Shifted::new(&x);
-        for form in [DenseRow::F32, DenseRow::F16, DenseRow::BF16, DenseRow::Q8_0] {
-            let n = if form == DenseRow::Q8_0 { x.len() / 32 * 32 } else { x.len() };
+        for form in [DenseRow::F32, DenseRow::F16, DenseRow::BF16, DenseRow::Q8_0, DenseRow::Q4_0] {
+            let in_blocks = matches!(form, DenseRow::Q8_0 | DenseRow::Q4_0);
+            let n = if in_blocks { x.len() / 32 * 32 } else { x.len() };
             let stored: Vec<u8> = match form {
                 DenseRow::F32 => w.iter().flat_map(|w| w.to_le_bytes()).collect(),
                 DenseRow::F16 => w.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect(),
                 DenseRow::BF16 => w.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect(),
-                DenseRow::Q8_0 => bytes.clone(),
+                DenseRow::Q8_0 | DenseRow::Q4_0 => bytes.clone(),
             };
             let stored = Shifted::new(&stored[..form.row_bytes(n)]);
             let want = scalar::KERNELS.row_dot(form, &stored, &x[..n]);
@@ -373,6 +374,32 @@ proptest! {
         let (k_scales, v_scales): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
         let (k, v) = (Shifted::new(&k), Shifted::new(&v));
         let (k, v) = (KvRows::I8 { codes: &k, scales: &k_scales }, KvRows::I8 { codes: &v, scales: &v_scales });
+        check_attention(&q, k, v, &lens);
+    }
+
+    #[test]
+    fn attention_agrees_in_upper_halves(
+        (q, k, v, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = dim * longest(&lens);
+            (vec(-1.0f32..1.0, dim * lens.len()), vec(finite(), n), vec(finite(), n), Just(lens))
+        }),
+    ) {
+        let halves = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect::<Vec<_>>();
+        let (k, v) = (Shifted::new(&halves(&k)), Shifted::new(&halves(&v)));
+        check_attention(&q, KvRows::BF16(&k), KvRows::BF16(&v), &lens);
+    }
+
+    #[test]
+    fn attention_agrees_in_nibbles(
+        (q, k, v, scales, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = longest(&lens);
+            let codes = || vec(any::<u8>(), nibble_row_bytes(dim) * n);
+            (vec(-1.0f32..1.0, dim * lens.len()), codes(), codes(), vec((0.0f32..0.1, finite()), n), Just(lens))
+        }),
+    ) {
+        let (k_scales, v_scales): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
+        let (k, v) = (Shifted::new(&k), Shifted::new(&v));
+        let (k, v) = (KvRows::I4 { codes: &k, scales: &k_scales }, KvRows::I4 { codes: &v, scales: &v_scales });
         check_attention(&q, k, v, &lens);
     }
 
