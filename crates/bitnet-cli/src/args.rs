@@ -9,6 +9,7 @@ use crate::convert::ConvertArgs;
 use crate::devices::DevicesArgs;
 use crate::inspect::InspectArgs;
 use crate::logits::LogitsArgs;
+use crate::precision::PrecisionArgs;
 use crate::run::RunArgs;
 use crate::synth::SynthArgs;
 use crate::tokenize::TokenizeArgs;
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     Synth(SynthArgs),
     Bench(BenchArgs),
+    Precision(PrecisionArgs),
     Logits(LogitsArgs),
     Tokenize(TokenizeArgs),
     Devices(DevicesArgs),

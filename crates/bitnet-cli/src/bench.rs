@@ -2,16 +2,14 @@
 
 mod compare;
 mod report;
-mod rounds;
+pub(crate) mod rounds;
 
 use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::Context;
-use bitnet_core::BitNetDType;
 use bitnet_core::device::probe_bytes;
 use bitnet_core::file::CacheDir;
-use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
 use bitnet_inference::{HeadMode, Model, Preparation, Session, SessionOptions, source};
 use bitnet_quant::dense::DenseFormat;
@@ -72,9 +70,10 @@ pub(crate) struct BenchArgs {
     /// Tokens of the prompt that are computed together.
     #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     chunk: Option<usize>,
-    /// How keys and values are kept; int8 takes half of what f16 takes, and changed a story's perplexity by 0.01 %.
-    #[arg(long, value_enum, default_value_t = KvFormat::F16)]
-    kv: KvFormat,
+    /// How keys and values are kept; int8 takes half of what f16 takes, and changed a story's perplexity by 0.01 %
+    /// [default: what --precision says, or f16].
+    #[arg(long, value_enum)]
+    kv: Option<KvFormat>,
     #[command(flatten)]
     head: HeadArgs,
     /// Print one JSON object.
@@ -85,8 +84,7 @@ pub(crate) struct BenchArgs {
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     // Weights that are half made go with an interrupted run.
     interrupt::install()?;
-    let precision = args.kv.precision();
-    let kv_dtype = PrecisionManager::new(precision.clone())?.precision(ComponentType::KvCache);
+    let precision = KvFormat::asked(args.kv);
     let mut options = args.model.options(Preparation::BeforeUse, args.head.mode())?;
     let made = args.shape.as_deref().map(model_of_shape).transpose()?;
     // What is derived from a model that is made for the run goes with it.
@@ -148,7 +146,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         head: head_name(model.head_mode()),
         bytes_per_token: model.projection_bytes()
             + head_bytes_per_token(&model, &candidates)
-            + kv_bytes_per_token(&session, depth, gen_tokens, kv_dtype),
+            + kv_bytes_per_token(&session, depth, gen_tokens),
         candidates,
         before,
         after,
@@ -196,9 +194,9 @@ fn head_bytes_per_token(model: &Model, candidates: &Candidates) -> usize {
 }
 
 /// Bytes of keys and values that a token reads, on average over a generation that starts behind `depth` tokens and one.
-fn kv_bytes_per_token(session: &Session, depth: usize, gen_tokens: usize, dtype: BitNetDType) -> usize {
+fn kv_bytes_per_token(session: &Session, depth: usize, gen_tokens: usize) -> usize {
     // The tokens at positions 1..=n read 2..=n + 1 rows, beside those of the tokens before.
-    Session::kv_bytes_per_token(session.model().config(), depth + (gen_tokens + 3) / 2, dtype)
+    Session::kv_bytes_per_token(session.model().config(), depth + (gen_tokens + 3) / 2, session.kv_dtype())
 }
 
 /// Resident memory of the process, where the system tells it.

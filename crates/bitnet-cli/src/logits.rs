@@ -41,7 +41,7 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     let precision = args.kv.precision();
     // All logits are asked for, which only the whole head gives.
-    let options = args.model.options(Preparation::Never, HeadMode::F16)?;
+    let options = args.model.options(Preparation::Never, Some(HeadMode::F16))?;
     let source = args.model.source.open()?;
     refuse_own_input(source.path(), &args.output)?;
     let model = load(&*source, &options)?;

@@ -22,6 +22,7 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod model;
+mod precision;
 mod profile;
 mod run;
 mod sampling;
@@ -55,6 +56,7 @@ fn dispatch(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Chat(args) => chat::chat(args),
+        Command::Precision(args) => precision::precision(args),
         Command::Logits(args) => logits::logits(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
         Command::Convert(args) => convert::convert(args),

@@ -9,6 +9,7 @@ use anyhow::Context;
 use bitnet_core::Device;
 use bitnet_core::execution::{Strategy, Timings};
 use bitnet_core::file::CacheDir;
+use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::source::{self, Source};
 use bitnet_inference::{
     HeadMode, HeadOptions, LoadProgress, Model, ModelOptions, Preparation, embedded_source,
@@ -21,6 +22,7 @@ use clap::Args;
 use crate::interrupt::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::precision::Policy;
 use crate::values;
 
 /// Loads that are over by then show nothing.
@@ -57,6 +59,10 @@ pub(crate) struct ModelArgs {
     /// How ternary weights lie in memory: auto (what was measured to be faster here), two-bit or tiles.
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = parse_layout)]
     layout: LayoutChoice,
+    /// What the weights are kept in: conservative (as in the file), balanced, aggressive, or a JSON file as
+    /// `bitnet precision` describes it, which also measures what they cost [default: as in the file].
+    #[arg(long, value_name = "POLICY")]
+    precision: Option<Policy>,
     /// Neither use nor leave weights in faster forms in the user's cache folder.
     #[arg(long)]
     no_cache: bool,
@@ -100,31 +106,52 @@ impl SourceArgs {
 
 impl ComputeArgs {
     /// The options of the engine; fails for devices and instruction sets that cannot be used.
-    pub(crate) fn options(&self, head: HeadMode) -> anyhow::Result<ModelOptions> {
+    pub(crate) fn options(
+        &self,
+        precision: MixedPrecisionConfig,
+        head: Option<HeadMode>,
+    ) -> anyhow::Result<ModelOptions> {
         self.device.check()?;
         let isa = match env::var_os(ISA_VARIABLE) {
             None => None,
             Some(name) => Some(name.to_string_lossy().parse::<Isa>().context(ISA_VARIABLE)?),
         };
-        let head = HeadOptions { mode: head, ..HeadOptions::default() };
+        // What is asked for by a flag goes before what the precisions say.
+        let precision = match head.and_then(HeadMode::bounds) {
+            Some(bounds) => precision.with_component(ComponentType::HeadBounds, bounds),
+            None => precision,
+        };
+        let head = HeadOptions { mode: head.unwrap_or_default(), ..HeadOptions::default() };
         let strategy = self.strategy.clone();
-        Ok(ModelOptions { n_threads: self.threads, isa, strategy, head, ..ModelOptions::default() })
+        Ok(ModelOptions {
+            n_threads: self.threads,
+            isa,
+            strategy,
+            head,
+            precision,
+            ..ModelOptions::default()
+        })
     }
 }
 
 impl ModelArgs {
     /// The options of the engine; derived weights are made as `preparation` says, if they may be kept at all.
-    pub(crate) fn options(&self, preparation: Preparation, head: HeadMode) -> anyhow::Result<ModelOptions> {
+    pub(crate) fn options(
+        &self,
+        preparation: Preparation,
+        head: Option<HeadMode>,
+    ) -> anyhow::Result<ModelOptions> {
+        let precision = self.precision.as_ref().map_or_else(|| Ok(Default::default()), Policy::config)?;
         Ok(ModelOptions {
             layout: self.layout.0,
             preparation: if self.no_cache { Preparation::Never } else { preparation },
             i2s_layout: self.source.layout.i2s,
-            ..self.compute.options(head)?
+            ..self.compute.options(precision, head)?
         })
     }
 
     /// Loads the model.
-    pub(crate) fn load(&self, head: HeadMode) -> anyhow::Result<Model> {
+    pub(crate) fn load(&self, head: Option<HeadMode>) -> anyhow::Result<Model> {
         let model = load(&*self.source.open()?, &self.options(Preparation::InBackground, head)?)?;
         self.explain(&model);
         Ok(model)

@@ -14,9 +14,10 @@ pub(crate) struct SessionArgs {
     /// Tokens of prompt and answer that there is room for [default: what the model was made for, at most 4096].
     #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     context: Option<usize>,
-    /// How keys and values are kept; int8 takes half of what f16 takes, and changed a story's perplexity by 0.01 %.
-    #[arg(long, value_enum, default_value_t = KvFormat::F16)]
-    kv: KvFormat,
+    /// How keys and values are kept; int8 takes half of what f16 takes, and changed a story's perplexity by 0.01 %
+    /// [default: what --precision says, or f16].
+    #[arg(long, value_enum)]
+    kv: Option<KvFormat>,
     #[command(flatten)]
     pub(crate) head: HeadArgs,
     /// Tokens of the prompt that are computed together; it changes no result.
@@ -29,16 +30,19 @@ pub(crate) struct SessionArgs {
 pub(crate) enum KvFormat {
     F32,
     F16,
+    Bf16,
     Int8,
+    Int4,
 }
 
 /// How the head is computed.
 #[derive(Debug, Args)]
 pub(crate) struct HeadArgs {
     /// How the head is computed where a token is chosen. Large heads are read in 8 bits (exact) or 4 bits (int4), and what
-    /// may win as the file has it; exact gives the tokens of the whole head (f16), int4 all but certainly.
-    #[arg(long = "head", value_enum, default_value_t = Head::Exact)]
-    mode: Head,
+    /// may win as it is stored; exact gives the tokens of the whole head (f16), int4 all but certainly
+    /// [default: what --precision says, or exact].
+    #[arg(long = "head", value_enum)]
+    mode: Option<Head>,
 }
 
 /// A way to compute the head.
@@ -50,28 +54,40 @@ enum Head {
 }
 
 impl HeadArgs {
-    pub(crate) fn mode(&self) -> HeadMode {
-        match self.mode {
+    /// The way that is asked for.
+    pub(crate) fn mode(&self) -> Option<HeadMode> {
+        self.mode.map(|mode| match mode {
             Head::Exact => HeadMode::Exact,
             Head::Int4 => HeadMode::Int4,
             Head::F16 => HeadMode::F16,
-        }
+        })
     }
 }
 
 impl SessionArgs {
     pub(crate) fn options(&self) -> anyhow::Result<SessionOptions> {
-        Ok(SessionOptions { max_seq_len: self.context, chunk: self.chunk, precision: self.kv.precision() })
+        Ok(SessionOptions {
+            max_seq_len: self.context,
+            chunk: self.chunk,
+            precision: KvFormat::asked(self.kv),
+        })
     }
 }
 
 impl KvFormat {
+    /// The precisions of a session for which this format is asked, or none.
+    pub(crate) fn asked(format: Option<KvFormat>) -> MixedPrecisionConfig {
+        format.map_or_else(MixedPrecisionConfig::default, KvFormat::precision)
+    }
+
     /// The precisions of a session with a cache in this format.
     pub(crate) fn precision(self) -> MixedPrecisionConfig {
         let dtype = match self {
             KvFormat::F32 => BitNetDType::F32,
             KvFormat::F16 => BitNetDType::F16,
+            KvFormat::Bf16 => BitNetDType::BF16,
             KvFormat::Int8 => BitNetDType::I8,
+            KvFormat::Int4 => BitNetDType::I4,
         };
         MixedPrecisionConfig::default().with_component(ComponentType::KvCache, dtype)
     }

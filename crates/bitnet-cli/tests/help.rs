@@ -13,6 +13,7 @@ fn help_of_the_program_and_of_every_subcommand() {
         "synth",
         "bench",
         "devices",
+        "precision",
         "logits",
         "tokenize",
         "completions",

@@ -12,6 +12,7 @@ mod inspect;
 mod lines;
 mod logits;
 mod models;
+mod precision;
 mod run;
 mod tokenize;
 

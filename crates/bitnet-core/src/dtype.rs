@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use bitnet_quant::dense::DenseFormat;
+use serde::{Deserialize, Serialize};
+
 /// The type of a tensor's elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum BitNetDType {
     /// IEEE single precision.
@@ -62,6 +66,24 @@ impl BitNetDType {
     /// The type that `name` names, in either case.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(name))
+    }
+
+    /// How the rows of a matrix of this type are stored: integers in blocks that have a scale each. `None` for ternary
+    /// weights, which are no dense matrices.
+    pub const fn dense_format(self) -> Option<DenseFormat> {
+        match self {
+            BitNetDType::F32 => Some(DenseFormat::F32),
+            BitNetDType::F16 => Some(DenseFormat::F16),
+            BitNetDType::BF16 => Some(DenseFormat::BF16),
+            BitNetDType::I8 => Some(DenseFormat::Q8_0),
+            BitNetDType::I4 => Some(DenseFormat::Q4_0),
+            BitNetDType::BitNet158 => None,
+        }
+    }
+
+    /// The type whose matrices are stored in `format`, if there is one.
+    pub fn of_dense_format(format: DenseFormat) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.dense_format() == Some(format))
     }
 
     /// The name in a safetensors header; `None` for types that the format lacks.
@@ -130,6 +152,13 @@ mod tests {
         assert_eq!(types(BitNetDType::from_numpy_name, &numpy), [F32, F16, I8]);
         assert_eq!(BitNetDType::from_safetensors_name("f32"), None);
         assert_eq!(BitNetDType::from_numpy_name(">f4"), None);
+    }
+
+    #[test]
+    fn files_of_serde_have_the_same_names() {
+        for d in BitNetDType::ALL {
+            assert_eq!(serde_json::to_value(d).unwrap(), d.name());
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod recovery;
 
 #[cfg(feature = "backtrace")]
 use std::backtrace::Backtrace as Trace;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 pub use recovery::{Recovery, RetryPolicy};
@@ -115,13 +116,43 @@ pub enum Error {
         /// What is wrong with it, as the rest of a sentence.
         problem: String,
     },
-    /// No conversion between the two types exists.
-    #[error("{from} cannot be converted to {to}; convert to f32 first, which every type can become")]
-    Conversion {
+    /// A stored matrix cannot be kept in another format.
+    #[error("rows of {cols} {from} values cannot be kept as {to}: {why}; use another format")]
+    MatrixFormat {
+        /// The format at hand.
+        from: bitnet_quant::dense::DenseFormat,
+        /// The format asked for.
+        to: bitnet_quant::dense::DenseFormat,
+        /// Elements of a row.
+        cols: usize,
+        /// What is in the way.
+        why: &'static str,
+    },
+    /// The two types do not have the same bytes.
+    #[error("{from} cannot become {to} without a copy; use convert")]
+    NotZeroCopy {
         /// The type at hand.
         from: crate::BitNetDType,
         /// The type asked for.
         to: crate::BitNetDType,
+    },
+    /// An element has no place among the values of the type asked for.
+    #[error("element {index} is {value}, which {to} cannot hold; convert to a wider type, or with a scale")]
+    Unrepresentable {
+        /// Which element, row-major.
+        index: usize,
+        /// Its value.
+        value: f64,
+        /// The type asked for.
+        to: crate::BitNetDType,
+    },
+    /// A setting of conversions or precisions that makes no sense.
+    #[error("{setting} must be {must}")]
+    BadSetting {
+        /// The setting.
+        setting: Cow<'static, str>,
+        /// The values that make sense, as the rest of the sentence.
+        must: &'static str,
     },
     /// The bytes of a tensor are not as many as its shape and type call for.
     #[error(
@@ -137,13 +168,89 @@ pub enum Error {
         /// Bytes given.
         got: usize,
     },
+    /// A type cannot hold the value.
+    #[error("{value} is not a value of {dtype}; use a wider type")]
+    Unfit {
+        /// The value.
+        value: f32,
+        /// The type.
+        dtype: crate::BitNetDType,
+    },
+    /// The shapes of two operands do not fit each other.
+    #[error(
+        "cannot {operation} the shapes {left:?} and {right:?}; give shapes that agree, or that broadcast"
+    )]
+    Shapes {
+        /// What was to be done with them, as a verb.
+        operation: &'static str,
+        /// The one.
+        left: Vec<usize>,
+        /// The other.
+        right: Vec<usize>,
+    },
+    /// A dimension that the tensor does not have, or that is named twice or not at all.
+    #[error(
+        "the axis {axis} is missing, named twice or none of a tensor of {n_dims} dimensions; give each axis once"
+    )]
+    BadAxis {
+        /// The dimension.
+        axis: isize,
+        /// How many there are.
+        n_dims: usize,
+    },
+    /// A position that the dimension does not have, or a step of 0.
+    #[error(
+        "the index or step {index} is impossible in dimension {dim}, which has {extent} positions; give one inside it"
+    )]
+    BadIndex {
+        /// The position or the step.
+        index: isize,
+        /// How many positions there are.
+        extent: usize,
+        /// The dimension.
+        dim: usize,
+    },
+    /// Tensors of two types where one is needed.
+    #[error("cannot {operation} {left} and {right} tensors; convert one of them first")]
+    MixedTypes {
+        /// The operation.
+        operation: &'static str,
+        /// The first type.
+        left: crate::BitNetDType,
+        /// The other.
+        right: crate::BitNetDType,
+    },
+    /// An operation that needs an element was given none.
+    #[error("{operation} of no elements is undefined; give at least one")]
+    Empty {
+        /// The operation.
+        operation: &'static str,
+    },
+    /// Elements that share a byte cannot be addressed one by one.
+    #[error("cannot {operation} {dtype} tensors, whose elements share bytes; convert to i8 first")]
+    Packed {
+        /// What was to be done, as a verb.
+        operation: &'static str,
+        /// The type.
+        dtype: crate::BitNetDType,
+    },
+    /// A matrix without the property that a computation needs.
+    #[error("{operation}: the matrix is not {wanted}; give one that is")]
+    BadMatrix {
+        /// The computation.
+        operation: &'static str,
+        /// The property.
+        wanted: &'static str,
+    },
     /// A component of a model cannot be kept in the format asked for.
-    #[error("the {component} cannot be kept as {precision}; it can be {}", names(component.supported()))]
+    #[error("the {component} cannot be kept as {precision}; {}", possible(supported))]
     Precision {
         /// The component.
         component: crate::mixed_precision::ComponentType,
         /// The format asked for.
         precision: crate::BitNetDType,
+        /// The formats that it can have; none where there is no such component.
+        supported: &'static [crate::BitNetDType],
     },
     /// Memory beyond a pool's cap, or beyond what the system gives.
     #[error(
@@ -288,6 +395,11 @@ impl Error {
         Error::Malformed { path: path.to_owned(), offset, rule: rule.into() }
     }
 
+    /// An [`Error::BadSetting`].
+    pub fn bad_setting(setting: impl Into<Cow<'static, str>>, must: &'static str) -> Self {
+        Error::BadSetting { setting: setting.into(), must }
+    }
+
     /// An [`Error::BadKey`] for `path`.
     pub fn bad_key(path: &Path, key: impl Into<String>, problem: impl Into<String>) -> Self {
         Error::BadKey { path: path.to_owned(), key: key.into(), problem: problem.into() }
@@ -316,8 +428,12 @@ fn io_advice(error: &std::io::Error) -> &'static str {
     }
 }
 
-fn names(dtypes: &[crate::BitNetDType]) -> String {
-    dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join(", ")
+fn possible(dtypes: &[crate::BitNetDType]) -> String {
+    let names: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
+    match names.is_empty() {
+        true => "give none, as the engine has no such thing".to_owned(),
+        false => format!("it can be {}", names.join(", ")),
+    }
 }
 
 fn id_place(index: Option<usize>) -> String {
@@ -326,6 +442,8 @@ fn id_place(index: Option<usize>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bitnet_quant::dense::DenseFormat::{F32, Q8_0};
+
     use super::*;
     use crate::BitNetDType;
     use crate::mixed_precision::ComponentType;
@@ -351,9 +469,20 @@ mod tests {
             Error::BadKey { path: path(), key: text(), problem: text() },
             Error::MissingTensor { path: path(), name: text() },
             Error::BadTensor { path: path(), name: text(), problem: text() },
-            Error::Conversion { from: BitNetDType::F32, to: BitNetDType::I4 },
+            Error::MatrixFormat { from: F32, to: Q8_0, cols: 3, why: "they are no whole blocks" },
+            Error::NotZeroCopy { from: BitNetDType::F32, to: BitNetDType::I4 },
+            Error::Unrepresentable { index: 0, value: 300.0, to: BitNetDType::I8 },
+            Error::BadSetting { setting: "the chunk".into(), must: "at least 1" },
+            Error::Unfit { value: 300.0, dtype: BitNetDType::I8 },
+            Error::Shapes { operation: "add", left: vec![2], right: vec![3] },
+            Error::BadAxis { axis: 2, n_dims: 1 },
+            Error::BadIndex { index: 3, dim: 0, extent: 2 },
+            Error::Empty { operation: "the maximum" },
+            Error::MixedTypes { operation: "add", left: BitNetDType::F32, right: BitNetDType::I4 },
+            Error::Packed { operation: "slice", dtype: BitNetDType::I4 },
+            Error::BadMatrix { operation: "solve", wanted: "regular" },
             Error::ByteLength { shape: vec![1], dtype: BitNetDType::F32, want: 4, got: 3 },
-            Error::Precision { component: ComponentType::KvCache, precision: BitNetDType::I4 },
+            Error::Precision { component: ComponentType::Bias, precision: BitNetDType::I4, supported: &[] },
             Error::OutOfMemory { requested: 1, reason: "the pool's cap would be exceeded" },
             Error::PoolConfig { field: "max_large_pool_size", must: "more than 0" },
             Error::ForeignHandle,
@@ -383,7 +512,18 @@ mod tests {
                 | Error::BadKey { .. }
                 | Error::MissingTensor { .. }
                 | Error::BadTensor { .. }
-                | Error::Conversion { .. }
+                | Error::MatrixFormat { .. }
+                | Error::NotZeroCopy { .. }
+                | Error::Unrepresentable { .. }
+                | Error::BadSetting { .. }
+                | Error::Unfit { .. }
+                | Error::Shapes { .. }
+                | Error::BadAxis { .. }
+                | Error::BadIndex { .. }
+                | Error::Empty { .. }
+                | Error::MixedTypes { .. }
+                | Error::Packed { .. }
+                | Error::BadMatrix { .. }
                 | Error::ByteLength { .. }
                 | Error::Precision { .. }
                 | Error::OutOfMemory { .. }

@@ -14,6 +14,7 @@ pub mod file;
 pub mod memory;
 pub mod mixed_precision;
 pub mod sequence;
+mod shape;
 mod sync;
 pub mod tensor;
 #[cfg(feature = "tokenizers")]

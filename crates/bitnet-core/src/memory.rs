@@ -24,6 +24,7 @@ use bytemuck::Pod;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 use crate::{Device, Error, Result};
 
+pub use crate::{conversion, tensor};
 pub use cleanup::{CleanupConfig, CleanupReport, CleanupStrategy, Reclaim};
 use large_block::{LargeBlock, LargeBlocks};
 use small_block::{GRAIN, LARGE, SmallBlock, SmallBlocks};

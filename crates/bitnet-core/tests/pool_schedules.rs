@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub(crate) use bitnet_core::{Device, Error, Result, device};
+#[allow(unreachable_pub, reason = "the pool's module passes them on")]
+pub use bitnet_core::{conversion, tensor};
 
 /// As `src/sync.rs`, under shuttle.
 mod sync {

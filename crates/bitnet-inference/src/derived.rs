@@ -16,6 +16,7 @@ use std::time::Duration;
 use bitnet_core::Result as CoreResult;
 use bitnet_core::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
 use bitnet_core::file::{Bytes, CacheDir, DERIVED_SUFFIX, Mapping, TensorSink};
+use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::head;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::layout::{Codes, Scales, TernaryView, row_bytes, tiles};
@@ -56,17 +57,21 @@ pub(crate) struct Forms {
     pub(crate) tiles: bool,
     /// The head in planes.
     pub(crate) head: bool,
+    /// The format of its rows where it is not the file's: the bounds are of what is computed.
+    pub(crate) converted_head: Option<DenseFormat>,
 }
 
 impl Forms {
     /// `None` where there is nothing to derive.
-    fn name(self) -> Option<&'static str> {
-        match self {
-            Forms { tiles: true, head: true } => Some("tiles-head"),
-            Forms { tiles: true, head: false } => Some("tiles"),
-            Forms { tiles: false, head: true } => Some("head"),
-            Forms { tiles: false, head: false } => None,
-        }
+    fn name(self) -> Option<String> {
+        let name = match (self.tiles, self.head) {
+            (true, true) => "tiles-head",
+            (true, false) => "tiles",
+            (false, true) => "head",
+            (false, false) => return None,
+        };
+        let format = self.converted_head.filter(|_| self.head);
+        Some(format.map_or(name.to_owned(), |format| format!("{name}-{format}")))
     }
 }
 

@@ -5,8 +5,8 @@ mod selection;
 use std::io::Write;
 use std::ops::Range;
 
-use bitnet_core::Device;
 use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool};
+use bitnet_core::{BitNetDType, Device};
 use bitnet_quant::head::bounds::groups;
 use bitnet_quant::head::{self, HEAD_TOKENS, HeadInput, HeadStage, HeadView, padded_head_cols};
 use bitnet_quant::kernels::Kernels;
@@ -43,10 +43,28 @@ pub enum HeadMode {
     F16,
 }
 
+impl HeadMode {
+    /// What all rows are read in; `None` where they are read as they are stored.
+    pub const fn bounds(self) -> Option<BitNetDType> {
+        match self {
+            HeadMode::Exact => Some(BitNetDType::I8),
+            HeadMode::Int4 => Some(BitNetDType::I4),
+            HeadMode::F16 => None,
+        }
+    }
+
+    /// The mode that reads all rows in `bounds`, unless this one reads them as they are stored.
+    pub(crate) fn with_bounds(self, bounds: Option<BitNetDType>) -> Self {
+        let other = [HeadMode::Exact, HeadMode::Int4].into_iter().find(|mode| mode.bounds() == bounds);
+        other.filter(|_| self != HeadMode::F16).unwrap_or(self)
+    }
+}
+
 /// How the head of a model is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadOptions {
-    /// The way.
+    /// The way; the model's precisions may say [`ComponentType::HeadBounds`](bitnet_core::mixed_precision::ComponentType)
+    /// instead, but for [`HeadMode::F16`].
     pub mode: HeadMode,
     /// Heads with fewer rows are computed in full, whatever the mode.
     pub min_rows: usize,

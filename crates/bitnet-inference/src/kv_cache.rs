@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use bitnet_core::memory::compression::{compress, decompress};
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
+use bitnet_core::mixed_precision::ComponentType;
 use bitnet_core::{BitNetDType, Error as CoreError};
 use bitnet_quant::attention::Heads;
-use bitnet_quant::kernels::{KvRows, KvRowsMut, store_tokens};
+use bitnet_quant::kernels::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
 use bitnet_quant::reduce::SOFTMAX_CHUNK;
 use bitnet_quant::ternary::NON_FINITE;
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -16,6 +17,8 @@ use crate::ops::Cpu;
 
 /// Magnitudes from here on (as bits without the sign) round to infinity in half precision: 65520.
 const BEYOND_F16: u32 = 65520f32.to_bits();
+/// The same of the upper halves of single precision, whose last value is 0x7f7f.
+const BEYOND_BF16: u32 = 0x7f7f_8000;
 
 /// The cache of one session. Memory for the whole context is reserved at once and used as tokens come in.
 #[derive(Debug)]
@@ -47,8 +50,11 @@ enum Rows {
     // Each: (n_layers, chunk, n_kv_heads, position in the chunk, head_dim)
     F32 { k: Buffer<f32>, v: Buffer<f32> },
     F16 { k: Buffer<u16>, v: Buffer<u16> },
+    Bf16 { k: Buffer<u16>, v: Buffer<u16> },
     // The scales: (n_layers, chunk, n_kv_heads, position in the chunk)
     I8 { k: Buffer<i8>, k_scales: Buffer<f32>, v: Buffer<i8>, v_scales: Buffer<f32> },
+    // Likewise, with nibble_row_bytes(head_dim) in the place of head_dim.
+    I4 { k: Buffer<u8>, k_scales: Buffer<f32>, v: Buffer<u8>, v_scales: Buffer<f32> },
 }
 
 impl KvCache {
@@ -65,6 +71,11 @@ impl KvCache {
         Ok(KvCache { stored: Stored::Rows(rows), dtype, heads, n_layers, layer_rows, position: 0, len: 0 })
     }
 
+    /// What keys and values are stored as.
+    pub(crate) fn dtype(&self) -> BitNetDType {
+        self.dtype
+    }
+
     /// Bytes of a cache.
     pub(crate) fn size_bytes(n_layers: usize, heads: Heads, max_seq_len: usize, dtype: BitNetDType) -> usize {
         2 * n_layers * Self::layer_rows(heads, max_seq_len) * Self::row_bytes(heads, dtype)
@@ -72,8 +83,11 @@ impl KvCache {
 
     /// Bytes of the key, or of the value, of one head at one position.
     pub(crate) fn row_bytes(heads: Heads, dtype: BitNetDType) -> usize {
-        let scale = if dtype == BitNetDType::I8 { size_of::<f32>() } else { 0 };
-        heads.head_dim * dtype.bits() / 8 + scale
+        match dtype {
+            BitNetDType::I8 => heads.head_dim + size_of::<f32>(),
+            BitNetDType::I4 => nibble_row_bytes(heads.head_dim) + size_of::<f32>(),
+            dtype => heads.head_dim * dtype.bits() / 8,
+        }
     }
 
     /// Bytes of the keys and values of `n` positions of one layer.
@@ -104,7 +118,11 @@ impl KvCache {
         k: &[f32],
         v: &[f32],
     ) -> std::result::Result<(), (usize, &'static str)> {
-        let limit = if self.dtype == BitNetDType::F16 { BEYOND_F16 } else { NON_FINITE };
+        let limit = match self.dtype {
+            BitNetDType::F16 => BEYOND_F16,
+            BitNetDType::BF16 => BEYOND_BF16,
+            _ => NON_FINITE,
+        };
         let token_dim = self.heads.n_kv_heads * self.heads.head_dim;
         let [k_sound, v_sound] =
             [k, v].map(|x| cpu.rows_below(limit, x, token_dim).err().unwrap_or(x.len() / token_dim));
@@ -128,16 +146,23 @@ impl KvCache {
         match self.rows() {
             Rows::F32 { k, v } => (KvRows::F32(&k[elements.clone()]), KvRows::F32(&v[elements])),
             Rows::F16 { k, v } => (KvRows::F16(&k[elements.clone()]), KvRows::F16(&v[elements])),
+            Rows::Bf16 { k, v } => (KvRows::BF16(&k[elements.clone()]), KvRows::BF16(&v[elements])),
             Rows::I8 { k, k_scales, v, v_scales } => (
                 KvRows::I8 { codes: &k[elements.clone()], scales: &k_scales[rows.clone()] },
                 KvRows::I8 { codes: &v[elements], scales: &v_scales[rows] },
             ),
+            Rows::I4 { k, k_scales, v, v_scales } => {
+                let bytes = self.nibbles(&rows);
+                let k = KvRows::I4 { codes: &k[bytes.clone()], scales: &k_scales[rows.clone()] };
+                (k, KvRows::I4 { codes: &v[bytes], scales: &v_scales[rows] })
+            }
         }
     }
 
     fn layer_mut(&mut self, layer: usize) -> (KvRowsMut<'_>, KvRowsMut<'_>) {
         let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
         let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
+        let bytes = self.nibbles(&rows);
         match self.rows_mut() {
             Rows::F32 { k, v } => {
                 (KvRowsMut::F32(&mut k[elements.clone()]), KvRowsMut::F32(&mut v[elements]))
@@ -148,6 +173,13 @@ impl KvCache {
             Rows::I8 { k, k_scales, v, v_scales } => (
                 KvRowsMut::I8 { codes: &mut k[elements.clone()], scales: &mut k_scales[rows.clone()] },
                 KvRowsMut::I8 { codes: &mut v[elements], scales: &mut v_scales[rows] },
+            ),
+            Rows::Bf16 { k, v } => {
+                (KvRowsMut::BF16(&mut k[elements.clone()]), KvRowsMut::BF16(&mut v[elements]))
+            }
+            Rows::I4 { k, k_scales, v, v_scales } => (
+                KvRowsMut::I4 { codes: &mut k[bytes.clone()], scales: &mut k_scales[rows.clone()] },
+                KvRowsMut::I4 { codes: &mut v[bytes], scales: &mut v_scales[rows] },
             ),
         }
     }
@@ -224,6 +256,12 @@ impl KvCache {
         .collect()
     }
 
+    /// The bytes of rows of nibbles.
+    fn nibbles(&self, rows: &Range<usize>) -> Range<usize> {
+        let row_bytes = nibble_row_bytes(self.heads.head_dim);
+        rows.start * row_bytes..rows.end * row_bytes
+    }
+
     fn layer_rows(heads: Heads, max_seq_len: usize) -> usize {
         max_seq_len.div_ceil(SOFTMAX_CHUNK) * heads.n_kv_heads * SOFTMAX_CHUNK
     }
@@ -241,7 +279,21 @@ impl Rows {
                 v: pool.buffer(n)?,
                 v_scales: pool.buffer(n_rows)?,
             }),
-            other => Err(CoreError::Conversion { from: BitNetDType::F32, to: other }.into()),
+            BitNetDType::BF16 => Ok(Rows::Bf16 { k: pool.buffer(n)?, v: pool.buffer(n)? }),
+            BitNetDType::I4 => {
+                let n_bytes = n_rows * nibble_row_bytes(head_dim);
+                Ok(Rows::I4 {
+                    k: pool.buffer(n_bytes)?,
+                    k_scales: pool.buffer(n_rows)?,
+                    v: pool.buffer(n_bytes)?,
+                    v_scales: pool.buffer(n_rows)?,
+                })
+            }
+            precision => {
+                let component = ComponentType::KvCache;
+                let supported = component.engine_formats();
+                Err(CoreError::Precision { component, precision, supported }.into())
+            }
         }
     }
 
@@ -249,11 +301,19 @@ impl Rows {
     fn parts(&self, head_dim: usize) -> Vec<(&[u8], usize, usize)> {
         match self {
             Rows::F32 { k, v } => [k, v].map(|x| (cast_slice(x), 4 * head_dim, 4)).into(),
-            Rows::F16 { k, v } => [k, v].map(|x| (cast_slice(x), 2 * head_dim, 2)).into(),
+            Rows::F16 { k, v } | Rows::Bf16 { k, v } => {
+                [k, v].map(|x| (cast_slice(x), 2 * head_dim, 2)).into()
+            }
             Rows::I8 { k, k_scales, v, v_scales } => vec![
                 (cast_slice(k), head_dim, 1),
                 (cast_slice(k_scales), 4, 4),
                 (cast_slice(v), head_dim, 1),
+                (cast_slice(v_scales), 4, 4),
+            ],
+            Rows::I4 { k, k_scales, v, v_scales } => vec![
+                (&k[..], nibble_row_bytes(head_dim), 1),
+                (cast_slice(k_scales), 4, 4),
+                (&v[..], nibble_row_bytes(head_dim), 1),
                 (cast_slice(v_scales), 4, 4),
             ],
         }
@@ -262,11 +322,19 @@ impl Rows {
     fn parts_mut(&mut self, head_dim: usize) -> Vec<(&mut [u8], usize, usize)> {
         match self {
             Rows::F32 { k, v } => [k, v].map(|x| (cast_slice_mut(x), 4 * head_dim, 4)).into(),
-            Rows::F16 { k, v } => [k, v].map(|x| (cast_slice_mut(x), 2 * head_dim, 2)).into(),
+            Rows::F16 { k, v } | Rows::Bf16 { k, v } => {
+                [k, v].map(|x| (cast_slice_mut(x), 2 * head_dim, 2)).into()
+            }
             Rows::I8 { k, k_scales, v, v_scales } => vec![
                 (cast_slice_mut(k), head_dim, 1),
                 (cast_slice_mut(k_scales), 4, 4),
                 (cast_slice_mut(v), head_dim, 1),
+                (cast_slice_mut(v_scales), 4, 4),
+            ],
+            Rows::I4 { k, k_scales, v, v_scales } => vec![
+                (&mut k[..], nibble_row_bytes(head_dim), 1),
+                (cast_slice_mut(k_scales), 4, 4),
+                (&mut v[..], nibble_row_bytes(head_dim), 1),
                 (cast_slice_mut(v_scales), 4, 4),
             ],
         }
@@ -308,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_computed_bytes_are_those_of_the_pool() {
-        for dtype in [BitNetDType::I8, BitNetDType::F16, BitNetDType::F32] {
+        for dtype in ComponentType::KvCache.engine_formats().iter().copied() {
             let (_cache, pool) = cache(dtype);
             assert_eq!(pool.get_metrics().total_allocated, KvCache::size_bytes(3, HEADS, 300, dtype));
         }
@@ -320,7 +388,10 @@ mod tests {
         let refused = |dtype, k: &[f32], v: &[f32]| store(&mut cache(dtype).0, k, v).err();
         assert_eq!(refused(BitNetDType::F16, &big, &ok), Some((0, "the keys")));
         assert_eq!(refused(BitNetDType::F16, &ok, &big), Some((0, "the values")));
-        for dtype in [BitNetDType::F32, BitNetDType::I8] {
+        let huge = [f32::from_bits(BEYOND_BF16); 8];
+        assert_eq!(refused(BitNetDType::BF16, &ok, &huge), Some((0, "the values")));
+        assert_eq!(refused(BitNetDType::BF16, &[f32::from_bits(BEYOND_BF16 - 1); 8], &ok), None);
+        for dtype in [BitNetDType::F32, BitNetDType::BF16, BitNetDType::I8, BitNetDType::I4] {
             assert_eq!(refused(dtype, &big, &big), None);
             assert_eq!(refused(dtype, &ok, &[f32::NAN; 8]), Some((0, "the values")));
             assert_eq!(refused(dtype, &[f32::INFINITY; 8], &ok), Some((0, "the keys")));

@@ -51,4 +51,4 @@ pub use profile::{Operation, OperationTotals, Profile};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{DEFAULT_CHUNK, DEFAULT_MAX_SEQ_LEN, Session, SessionOptions};
 pub use text::Text;
-pub use weights::LoadProgress;
+pub use weights::{LoadProgress, ModelBytes};

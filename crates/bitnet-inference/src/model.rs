@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bitnet_core::execution::{Choice, ExecutionBackend};
 use bitnet_core::memory::HybridMemoryPool;
+use bitnet_core::mixed_precision::PrecisionManager;
 use bitnet_quant::attention::attention;
 use bitnet_quant::float::sin_cos;
 use bitnet_quant::kernels::Kernels;
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     pub(crate) kernels: &'static Kernels,
     pub(crate) threads: Threads,
     pub(crate) pool: HybridMemoryPool,
+    pub(crate) precision: PrecisionManager,
 }
 
 /// Tokens of a pass that follow each other in one cache. The rows of a pass are those of its runs, one run after the other.

@@ -26,7 +26,7 @@ use crate::model::{Inner, Model};
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
-use crate::weights::{LoadProgress, Tiles, WeightBytes, Weights};
+use crate::weights::{LoadProgress, ModelBytes, Precisions, Tiles, WeightBytes, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
@@ -55,6 +55,8 @@ pub struct ModelOptions {
     pub head: HeadOptions,
     /// Where converted weights and sessions live; a pool without caps when absent. Models may share one.
     pub pool: Option<HybridMemoryPool>,
+    /// What weights are kept and computed in, and caches of sessions that do not say it themselves.
+    pub precision: MixedPrecisionConfig,
 }
 
 /// What becomes of weights in other forms than the file's: smaller, and so faster to read, but it takes seconds to make
@@ -129,14 +131,18 @@ impl Model {
         let mut plan = ExecutionPlan::new(&request, cache.as_ref())?;
         let n_threads = plan.threads().len();
         let pool = options.pool.clone().map_or_else(HybridMemoryPool::new, Ok)?;
-        let precision = PrecisionManager::new(MixedPrecisionConfig::default())?;
+        let precision = PrecisionManager::for_engine(options.precision.clone())?;
+        let precisions = Precisions::new(&precision);
+        let head_mode = options.head.mode.with_bounds(precisions.head_bounds()?);
+        let options =
+            &ModelOptions { head: HeadOptions { mode: head_mode, ..options.head }, ..options.clone() };
         let load = |tiles: Tiles<'_>, progress: &mut dyn FnMut(LoadProgress)| {
-            Weights::load(source, &pool, &precision, tiles, n_threads, progress)
+            Weights::load(source, &pool, &precisions, tiles, n_threads, progress)
         };
         // The vocabulary of a large model takes as long as its weights.
         let (prepared, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| source.text());
-            let weights = prepared(source, options, cache, &mut plan, &pool, &load, progress);
+            let weights = prepared(source, options, &precisions, cache, &mut plan, &pool, &load, progress);
             (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (text, notice) = match text? {
@@ -169,6 +175,7 @@ impl Model {
                 backend: plan.backend(),
                 threads: plan.into_threads(),
                 pool,
+                precision,
             }),
         })
     }
@@ -230,6 +237,11 @@ impl Model {
         self.inner.weights.projection_bytes()
     }
 
+    /// Bytes of the weights by what they are.
+    pub fn weight_bytes(&self) -> ModelBytes {
+        self.inner.weights.bytes()
+    }
+
     /// The pool that converted weights and sessions live in.
     pub fn pool(&self) -> &HybridMemoryPool {
         &self.inner.pool
@@ -251,6 +263,7 @@ type Load<'a> = &'a dyn Fn(Tiles<'_>, &mut dyn FnMut(LoadProgress)) -> Result<We
 fn prepared(
     source: &dyn Source,
     options: &ModelOptions,
+    precisions: &Precisions<'_>,
     cache: Option<CacheDir>,
     plan: &mut ExecutionPlan,
     pool: &HybridMemoryPool,
@@ -275,9 +288,11 @@ fn prepared(
         return Ok(Prepared { weights, head, unprepared: None });
     };
 
+    let converted_head = precisions.converted_head(source)?;
     let place_for = |layout| {
         let head = options.head.derived_bytes(c.vocab_size, c.dim) > 0;
-        Place::of(source, options.i2s_layout, &cache, Forms { tiles: layout == Layout::Tiles, head })
+        let forms = Forms { tiles: layout == Layout::Tiles, head, converted_head };
+        Place::of(source, options.i2s_layout, &cache, forms)
     };
     let with_derived = |derived: &Derived, progress: &mut dyn FnMut(LoadProgress)| {
         let weights = load(Tiles::Derived(derived), progress)?;

@@ -26,12 +26,12 @@ pub(crate) struct Scratch<'a> {
 impl Cpu<'_> {
     /// Norms each row of `x`: (n, cols).
     pub(crate) fn norm_rows(self, x: &[f32], norm: &Norm, out: &mut [f32]) {
-        rows::norm(self.kernels, self.threads, x, norm.weight(), norm.eps, out);
+        rows::norm(self.kernels, self.threads, x, norm.weights(), norm.eps, out);
     }
 
     /// Norms each row of `x` in place.
     pub(crate) fn norm_in_place(self, x: &mut [f32], norm: &Norm) {
-        rows::norm_in_place(self.kernels, self.threads, x, norm.weight(), norm.eps);
+        rows::norm_in_place(self.kernels, self.threads, x, norm.weights(), norm.eps);
     }
 
     /// The error is the first row of `x`, (n, cols), that holds an infinity or NaN.

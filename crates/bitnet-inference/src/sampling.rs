@@ -17,7 +17,6 @@ use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::{Error, Result};
 pub(crate) use need::Need;
-pub(crate) use noise::mix;
 use noise::{Noise, most_noise};
 use touched::Touched;
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use bitnet_core::BitNetDType;
 use bitnet_core::execution::{Timings, record};
 use bitnet_core::memory::{HybridMemoryPool, Reclaim};
-use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig, PrecisionManager};
+use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager, memory_usage_percent};
 use bitnet_quant::fpenv::DefaultFloatEnv;
 
 use crate::config::ModelConfig;
@@ -33,7 +33,8 @@ pub struct SessionOptions {
     pub max_seq_len: Option<usize>,
     /// Tokens of a prompt that are computed together; [`DEFAULT_CHUNK`] when absent. It changes no result.
     pub chunk: Option<usize>,
-    /// Precisions of the session's parts.
+    /// The precision of the KV cache; that of [`ModelOptions`](crate::ModelOptions) where it says nothing. Weights belong
+    /// to the model, whose precisions cannot be changed here; policies are asked about the cache alone.
     pub precision: MixedPrecisionConfig,
 }
 
@@ -61,7 +62,15 @@ impl SessionOptions {
     /// An empty cache.
     pub(crate) fn cache(&self, model: &Model) -> Result<KvCache> {
         let config = model.config();
-        let dtype = PrecisionManager::new(self.precision.clone())?.precision(ComponentType::KvCache);
+        let own = PrecisionManager::for_engine(self.precision.clone())?;
+        if own.config().concerns_weights() {
+            let must = "about the KV cache; weights belong to the model";
+            return Err(Error::BadOption { option: "the precision of a session", must });
+        }
+        let memory_usage = memory_usage_percent();
+        let of_session = own.kv_cache(memory_usage)?;
+        let of_model = model.inner.precision.kv_cache(memory_usage)?;
+        let dtype = of_session.or(of_model).unwrap_or(BitNetDType::F16);
         KvCache::new(model.pool(), config.n_layers, config.heads(), self.max_seq_len(config)?, dtype)
     }
 }
@@ -74,6 +83,7 @@ pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 pub struct Session {
     model: Model,
     cache: Arc<SessionCache>,
+    kv_dtype: BitNetDType,
     state: RunState,
     tokens: Vec<u32>,
     /// The last tokens that are computed already, but that nobody has been given yet.
@@ -86,12 +96,14 @@ impl Session {
         let config = model.config();
         let (max_seq_len, chunk) = (options.max_seq_len(config)?, options.chunk(config)?);
         let pool = model.pool();
-        let cache = Arc::new(SessionCache::new(options.cache(&model)?, pool));
+        let cache = options.cache(&model)?;
+        let kv_dtype = cache.dtype();
+        let cache = Arc::new(SessionCache::new(cache, pool));
         let state = RunState::new(pool, config, chunk, max_seq_len)?;
         let tokens = Vec::with_capacity(max_seq_len);
         let reclaimer: Weak<dyn Reclaim> = Arc::<SessionCache>::downgrade(&cache);
         pool.register_reclaimer(reclaimer);
-        Ok(Session { model, cache, state, tokens, n_hidden: 0, max_seq_len })
+        Ok(Session { model, cache, kv_dtype, state, tokens, n_hidden: 0, max_seq_len })
     }
 
     /// Records from now on where the time goes.
@@ -127,6 +139,11 @@ impl Session {
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - self.n_hidden]
+    }
+
+    /// How keys and values are kept.
+    pub fn kv_dtype(&self) -> BitNetDType {
+        self.kv_dtype
     }
 
     /// Positions that the session has room for.

@@ -3,20 +3,24 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use bitnet_core::conversion::{ConversionConfig, ConversionEngine};
+use bitnet_core::conversion::{ConversionConfig, ConversionEngine, StoredMatrix};
 use bitnet_core::file::Bytes;
 use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool, MemoryHandle};
-use bitnet_core::mixed_precision::{ComponentType, PrecisionManager};
+use bitnet_core::mixed_precision::{
+    ComponentType, LayerType, PolicyContext, PrecisionManager, memory_usage_percent,
+};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error as CoreError};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::layout::{self, Codes, Scales, TernaryView, tiles};
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat, i2_s};
+use bitnet_quant::rows::NormWeights;
 
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::derived::Derived;
+use crate::head::HeadMode;
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
 use crate::ternary_rows::{TernaryRows, uniform_scale};
 
@@ -65,13 +69,17 @@ impl Layer {
 /// The weights of a root-mean-square norm.
 #[derive(Debug)]
 pub(crate) struct Norm {
-    weight: BitNetTensor, // (n), F32
+    weight: BitNetTensor, // (n)
     pub(crate) eps: f32,
 }
 
 impl Norm {
-    pub(crate) fn weight(&self) -> &[f32] {
-        self.weight.as_slice()
+    pub(crate) fn weights(&self) -> NormWeights<'_> {
+        match self.weight.dtype() {
+            BitNetDType::F16 => NormWeights::Narrow(DenseFormat::F16, self.weight.as_bytes()),
+            BitNetDType::BF16 => NormWeights::Narrow(DenseFormat::BF16, self.weight.as_bytes()),
+            _ => NormWeights::F32(self.weight.as_slice()),
+        }
     }
 }
 
@@ -169,7 +177,7 @@ impl Ternary {
     }
 }
 
-/// A dense matrix as the file stores it.
+/// A dense matrix, as the file stores it or in the format that was asked for.
 #[derive(Debug)]
 pub(crate) struct Dense {
     bytes: WeightBytes,
@@ -193,8 +201,10 @@ impl Dense {
 pub(crate) enum WeightBytes {
     /// As they are in a file.
     File(Bytes),
-    /// Brought into another order or layout.
+    /// Brought into another order, layout or format.
     Pool(MemoryHandle),
+    /// Rows brought into another order.
+    Ordered(BitNetTensor),
 }
 
 impl WeightBytes {
@@ -202,7 +212,88 @@ impl WeightBytes {
         match self {
             WeightBytes::File(bytes) => bytes,
             WeightBytes::Pool(handle) => handle.as_slice(),
+            WeightBytes::Ordered(rows) => rows.as_bytes(),
         }
+    }
+}
+
+/// Bytes of a model's weights in memory, those that are mapped from its file among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ModelBytes {
+    /// Ternary projections.
+    pub ternary: usize,
+    /// Other projections.
+    pub dense: usize,
+    /// The table of embeddings.
+    pub embedding: usize,
+    /// The head; 0 where it is the embedding.
+    pub head: usize,
+    /// All norms.
+    pub norms: usize,
+}
+
+impl ModelBytes {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.ternary + self.dense + self.embedding + self.head + self.norms
+    }
+}
+
+/// What the tensors of a file are kept in.
+#[derive(Debug)]
+pub(crate) struct Precisions<'a> {
+    manager: &'a PrecisionManager,
+    /// Measured once, so that all tensors of a model are judged alike.
+    memory_usage: Option<f64>,
+}
+
+impl<'a> Precisions<'a> {
+    pub(crate) fn new(manager: &'a PrecisionManager) -> Self {
+        Precisions { manager, memory_usage: memory_usage_percent() }
+    }
+
+    /// What is asked for the tensor of `role`, which has `n` weights.
+    fn wanted(&self, role: Role, n: usize, stored: DenseFormat) -> Result<Option<BitNetDType>> {
+        let (layer_type, component) = match role {
+            Role::Embedding => (LayerType::Embedding, ComponentType::Embedding),
+            Role::Head => (LayerType::Head, ComponentType::Head),
+            Role::Layer(_, Part::Proj(Proj::Q | Proj::K | Proj::V | Proj::O)) => {
+                (LayerType::Attention, ComponentType::DenseLinear)
+            }
+            Role::Layer(_, Part::Proj(_)) => (LayerType::FeedForward, ComponentType::DenseLinear),
+            Role::OutputNorm | Role::Layer(..) => (LayerType::Norm, ComponentType::Norm),
+        };
+        let layer = role.gguf_name();
+        let context = PolicyContext::new(&layer, layer_type, component, n);
+        let context = PolicyContext { memory_usage: self.memory_usage, ..context };
+        Ok(self.manager.precision(&context, BitNetDType::of_dense_format(stored))?)
+    }
+
+    /// The format in which the dense tensor of `role` is kept.
+    fn format(&self, role: Role, n: usize, stored: DenseFormat) -> Result<DenseFormat> {
+        let wanted = self.wanted(role, n, stored)?.and_then(BitNetDType::dense_format).unwrap_or(stored);
+        let bytes = |format: DenseFormat, block| format.block_bytes() * block / format.block();
+        let block = wanted.block().max(stored.block());
+        let grows = bytes(wanted, block) > bytes(stored, block);
+        Ok(if grows && self.manager.config().narrows_only() { stored } else { wanted })
+    }
+
+    /// What all rows of the head are read in, if that is said.
+    pub(crate) fn head_bounds(&self) -> Result<Option<BitNetDType>> {
+        let context = PolicyContext::new("output", LayerType::Head, ComponentType::HeadBounds, 0);
+        let context = PolicyContext { memory_usage: self.memory_usage, ..context };
+        Ok(self.manager.precision(&context, HeadMode::default().bounds())?)
+    }
+
+    /// The format of the head where it is not the file's own.
+    pub(crate) fn converted_head(&self, source: &dyn Source) -> Result<Option<DenseFormat>> {
+        let own = source.tensor(Role::Head)?;
+        let Some(tensor) = (if own.is_some() { own } else { source.tensor(Role::Embedding)? }) else {
+            return Ok(None);
+        };
+        let StoredData::Dense(stored, _) = tensor.data else { return Ok(None) };
+        let format = self.format(Role::Head, tensor.rows.saturating_mul(tensor.cols), stored)?;
+        Ok((format != stored).then_some(format))
     }
 }
 
@@ -231,7 +322,7 @@ impl Weights {
     pub(crate) fn load(
         source: &dyn Source,
         pool: &HybridMemoryPool,
-        precision: &PrecisionManager,
+        precision: &Precisions<'_>,
         tiles: Tiles<'_>,
         n_threads: usize,
         progress: &mut dyn FnMut(LoadProgress),
@@ -239,13 +330,37 @@ impl Weights {
         let config = source.config();
         let engine = ConversionEngine::new(ConversionConfig::default(), pool.clone())?;
         let loader = Loader { source, config, pool, engine, precision, tiles };
+        let (embedding, head) = loader.embedding_and_head(n_threads)?;
         Ok(Weights {
-            embedding: loader.dense(Role::Embedding)?.ok_or_else(|| loader.missing(Role::Embedding))?,
+            embedding,
             output_norm: loader.norm(Role::OutputNorm, config.dim, config.norm_eps)?,
-            head: loader.dense(Role::Head)?,
+            head,
             layers: loader.layers(n_threads, progress)?,
             inverse_frequencies: config.inverse_frequencies(),
         })
+    }
+
+    /// Bytes of each component.
+    pub(crate) fn bytes(&self) -> ModelBytes {
+        let mut bytes = ModelBytes {
+            embedding: self.embedding.bytes().len(),
+            head: self.head.as_ref().map_or(0, |head| head.bytes().len()),
+            norms: self.output_norm.weight.size_bytes(),
+            ..ModelBytes::default()
+        };
+        for layer in &self.layers {
+            let optional = [&layer.q_norm, &layer.k_norm, &layer.attn_sub_norm, &layer.ffn_sub_norm];
+            let norms = [&layer.attn_norm, &layer.ffn_norm].into_iter().chain(optional.into_iter().flatten());
+            bytes.norms += norms.map(|norm| norm.weight.size_bytes()).sum::<usize>();
+            for linear in Proj::ALL.map(|proj| layer.projection(proj)) {
+                bytes.norms += linear.input_norm.as_ref().map_or(0, |norm| norm.weight.size_bytes());
+                match &linear.matrix {
+                    Matrix::BitLinear(w) | Matrix::TernaryF32(w) => bytes.ternary += w.size_bytes(),
+                    Matrix::Dense(w) => bytes.dense += w.bytes().len(),
+                }
+            }
+        }
+        bytes
     }
 
     /// Bytes of all projections, which are read for each token.
@@ -270,7 +385,7 @@ struct Loader<'a> {
     config: &'a ModelConfig,
     pool: &'a HybridMemoryPool,
     engine: ConversionEngine,
-    precision: &'a PrecisionManager,
+    precision: &'a Precisions<'a>,
     tiles: Tiles<'a>,
 }
 
@@ -351,7 +466,8 @@ impl Loader<'_> {
             }
         };
         let tensor = BitNetTensor::from_file(bytes.clone(), &[n], dtype)?;
-        let weight = self.engine.convert(&tensor, self.precision.precision(ComponentType::Norm))?;
+        let wanted = self.precision.wanted(role, n, *format)?.unwrap_or(BitNetDType::F32);
+        let weight = self.engine.convert(&tensor, wanted)?;
         Ok(Norm { weight: self.aligned(weight)?, eps })
     }
 
@@ -365,30 +481,73 @@ impl Loader<'_> {
         Ok(BitNetTensor::from_handle(copy, tensor.shape(), tensor.dtype())?)
     }
 
-    fn dense(&self, role: Role) -> Result<Option<Dense>> {
-        let Some(stored) = self.source.tensor(role)? else { return Ok(None) };
-        stored.check_shape(self.config.vocab_size, self.config.dim, self.source.path())?;
-        match &stored.data {
-            StoredData::Dense(format, bytes) => self.dense_matrix(&stored, *format, bytes).map(Some),
-            _ => Err(self.bad(&stored, "is ternary, but embeddings and heads are not").into()),
-        }
-    }
-
-    fn dense_matrix(&self, stored: &StoredTensor, format: DenseFormat, bytes: &Bytes) -> Result<Dense> {
-        let StoredTensor { rows, cols, .. } = *stored;
-        stored.check_dense_size(format, bytes.len(), self.source.path())?;
-        let bytes = match stored.row_order {
-            RowOrder::Halves => WeightBytes::File(bytes.clone()),
-            order @ RowOrder::Interleaved { .. } => {
-                let mut ordered = self.pool.allocate(bytes.len(), ALIGNMENT, &Device::Cpu)?;
-                let row_bytes = bytes.len() / rows;
-                for (r, row) in ordered.as_mut_slice().chunks_exact_mut(row_bytes).enumerate() {
-                    row.copy_from_slice(&bytes[order.file_row(r) * row_bytes..][..row_bytes]);
-                }
-                WeightBytes::Pool(ordered)
+    /// The embedding, and the head where it is a matrix of its own: by the file, or because the two are kept in different
+    /// formats.
+    fn embedding_and_head(&self, n_threads: usize) -> Result<(Dense, Option<Dense>)> {
+        // Layers are converted side by side, these one after the other.
+        let config = ConversionConfig { threads: n_threads, ..ConversionConfig::default() };
+        let engine = ConversionEngine::new(config, self.pool.clone())?;
+        let table = |role| -> Result<Option<(StoredTensor, DenseFormat)>> {
+            let Some(stored) = self.source.tensor(role)? else { return Ok(None) };
+            stored.check_shape(self.config.vocab_size, self.config.dim, self.source.path())?;
+            match stored.data {
+                StoredData::Dense(format, _) => Ok(Some((stored, format))),
+                _ => Err(self.bad(&stored, "is ternary, but embeddings and heads are not").into()),
             }
         };
-        Ok(Dense { bytes, format, rows, cols })
+        let kept = |role, (stored, format): &(StoredTensor, DenseFormat)| -> Result<Dense> {
+            self.dense_matrix(&engine, role, stored, *format, stored.data.bytes())
+        };
+        let stored = table(Role::Embedding)?.ok_or_else(|| self.missing(Role::Embedding))?;
+        let embedding = kept(Role::Embedding, &stored)?;
+        let head = match table(Role::Head)? {
+            Some(head) => Some(kept(Role::Head, &head)?),
+            None => {
+                let format = self.precision.format(Role::Head, embedding.rows * embedding.cols, stored.1)?;
+                if format == embedding.format { None } else { Some(kept(Role::Head, &stored)?) }
+            }
+        };
+        Ok((embedding, head))
+    }
+
+    fn dense_matrix(
+        &self,
+        engine: &ConversionEngine,
+        role: Role,
+        stored: &StoredTensor,
+        format: DenseFormat,
+        bytes: &Bytes,
+    ) -> Result<Dense> {
+        let StoredTensor { rows, cols, .. } = *stored;
+        stored.check_dense_size(format, bytes.len(), self.source.path())?;
+        let kept = self.precision.format(role, rows * cols, format)?;
+        let bytes = self.ordered(stored, bytes)?;
+        if kept == format {
+            return Ok(Dense { bytes, format, rows, cols });
+        }
+        if !cols.is_multiple_of(kept.block()) {
+            let problem = format!(
+                "cannot be kept as {kept}: its rows of {cols} are no whole number of blocks of {}; possible are f32, f16, bf16",
+                kept.block()
+            );
+            return Err(self.bad(stored, problem).into());
+        }
+        let converted =
+            engine.convert_matrix(StoredMatrix { bytes: bytes.as_slice(), format, cols }, kept)?;
+        Ok(Dense { bytes: WeightBytes::Pool(converted), format: kept, rows, cols })
+    }
+
+    /// The rows of a dense tensor in the engine's order.
+    fn ordered(&self, stored: &StoredTensor, bytes: &Bytes) -> Result<WeightBytes> {
+        let rows = stored.rows;
+        Ok(match stored.row_order {
+            RowOrder::Halves => WeightBytes::File(bytes.clone()),
+            RowOrder::Interleaved { head_dim } => {
+                let pairs = [rows / head_dim, head_dim / 2, 2, bytes.len() / rows];
+                let pairs = BitNetTensor::from_file(bytes.clone(), &pairs, BitNetDType::I8)?;
+                WeightBytes::Ordered(pairs.permute(&[0, 2, 1, 3])?.contiguous(self.pool)?)
+            }
+        })
     }
 
     fn linear(&self, l: usize, proj: Proj, rows: usize, cols: usize) -> Result<Linear> {
@@ -411,7 +570,10 @@ impl Loader<'_> {
             return Ok(Matrix::BitLinear(Ternary { codes, scales: OwnedScales::Tensor(scale), rows, cols }));
         }
         match &stored.data {
-            StoredData::Dense(format, bytes) => Ok(Matrix::Dense(self.dense_matrix(stored, *format, bytes)?)),
+            StoredData::Dense(format, bytes) => {
+                let role = Role::Layer(l, Part::Proj(proj));
+                Ok(Matrix::Dense(self.dense_matrix(&self.engine, role, stored, *format, bytes)?))
+            }
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
             {

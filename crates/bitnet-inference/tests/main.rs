@@ -14,4 +14,5 @@ mod head;
 mod hostile;
 mod memory;
 mod non_finite;
+mod precision;
 mod synth;

@@ -32,7 +32,7 @@ pub enum DenseFormat {
 
 /// A format that can be read here, but not written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} can be read but not written; write q8_0, f16, bf16 or f32")]
+#[error("{0} can be read but not written; write q8_0, q4_0, f16, bf16 or f32")]
 pub struct NotWritable(DenseFormat);
 
 impl DenseFormat {
@@ -116,7 +116,8 @@ impl DenseFormat {
             DenseFormat::F16 => out.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
             DenseFormat::BF16 => out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
             DenseFormat::Q8_0 => q8_0::quantize(values, out),
-            DenseFormat::Q6K | DenseFormat::Q4_0 => return Err(NotWritable(self)),
+            DenseFormat::Q4_0 => q4_0::quantize(values, out),
+            DenseFormat::Q6K => return Err(NotWritable(self)),
         }
         Ok(())
     }
@@ -270,10 +271,25 @@ mod tests {
     }
 
     #[test]
-    fn formats_without_a_writer_say_so() {
-        for format in [DenseFormat::Q6K, DenseFormat::Q4_0] {
-            assert_eq!(format.quantize_row(&[0.0; 256], &mut Vec::new()), Err(NotWritable(format)));
-        }
+    fn the_format_without_a_writer_says_so() {
+        let written = DenseFormat::Q6K.quantize_row(&[0.0; 256], &mut Vec::new());
+        assert_eq!(written, Err(NotWritable(DenseFormat::Q6K)));
+    }
+
+    #[test]
+    fn q4_0_takes_its_scale_from_the_largest_magnitude_and_its_sign() {
+        let mut values = [0.0; 64];
+        // -8 steps are the largest magnitude; the second block stays zero.
+        (values[0], values[1], values[16], values[17]) = (4.0, -3.5, 0.25, -0.75);
+        let mut out = Vec::new();
+        DenseFormat::Q4_0.quantize_row(&values, &mut out).unwrap();
+        // d = -0.5; halves are rounded up, and 15 is the most.
+        let mut want = vec![0x00, 0xb8, 0x80, 0xaf];
+        want.resize(18, 0x88);
+        // -0, as the largest magnitude is divided by -8.
+        want.extend([0, 0x80]);
+        want.resize(36, 0x88);
+        assert_eq!(out, want);
     }
 
     #[test]
@@ -283,6 +299,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn q4_0_is_within_a_step(values in prop::collection::vec(-100f32..100.0, 96)) {
+            let mut bytes = Vec::new();
+            DenseFormat::Q4_0.quantize_row(&values, &mut bytes).unwrap();
+            let back = dequantize(DenseFormat::Q4_0, &bytes);
+            for (value, back) in values.chunks(32).zip(back.chunks(32)) {
+                let max = value.iter().fold(0f32, |m, v| m.max(v.abs()));
+                // A whole step where the opposite extreme is cut off, and the scale's rounding to f16.
+                let bound = max / 8.0 * 1.01 + 1e-6;
+                prop_assert!(value.iter().zip(back).all(|(v, b)| (v - b).abs() <= bound));
+            }
+        }
+
         #[test]
         fn q8_0_is_within_half_a_step(values in prop::collection::vec(-100f32..100.0, 96)) {
             let mut bytes = Vec::new();

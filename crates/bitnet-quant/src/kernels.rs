@@ -13,6 +13,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
+mod elementwise;
 mod float_kernels;
 mod head_kernels;
 mod kv_rows;
@@ -34,8 +35,10 @@ use crate::head::MAX_HEAD_COLS;
 use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
+use elementwise::Column;
 
-pub use kv_rows::{KvRows, KvRowsMut, store_tokens};
+pub use elementwise::{Arithmetic, Comparison, Operand};
+pub use kv_rows::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
 
 /// An instruction set that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -138,6 +141,8 @@ pub enum DenseRow {
     BF16,
     /// Blocks of an f16 scale and 32 signed bytes.
     Q8_0,
+    /// Blocks of an f16 scale and 32 nibbles.
+    Q4_0,
 }
 
 impl DenseRow {
@@ -147,6 +152,7 @@ impl DenseRow {
             DenseRow::F32 => cols * 4,
             DenseRow::F16 | DenseRow::BF16 => cols * 2,
             DenseRow::Q8_0 => cols / 32 * 34,
+            DenseRow::Q4_0 => cols / 32 * 18,
         }
     }
 }
@@ -237,6 +243,8 @@ pub struct Kernels {
     scale_rows: unsafe fn(x: &[f32], r: f32, w: &[f32], out: &mut [f32]),
     scale_row: unsafe fn(x: &mut [f32], r: f32, w: &[f32]),
     add: unsafe fn(h: &mut [f32], y: &[f32]),
+    arithmetic: unsafe fn(op: Arithmetic, a: Column, b: Column, out: *mut f32, n: usize),
+    compare: unsafe fn(op: Comparison, a: Column, b: Column, out: *mut i8, n: usize),
     gate: unsafe fn(f: Activation, gate: &mut [f32], up: &[f32]),
     rotate: unsafe fn(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32),
     attend: Attend,
@@ -342,7 +350,7 @@ impl Kernels {
 
     /// Σ w·x in the order of [`crate::reduce::row_dot`]; `w` holds `x.len()` elements in the given form.
     pub fn row_dot(&self, form: DenseRow, w: &[u8], x: &[f32]) -> f32 {
-        assert!(form != DenseRow::Q8_0 || x.len().is_multiple_of(32));
+        assert!(!matches!(form, DenseRow::Q8_0 | DenseRow::Q4_0) || x.len().is_multiple_of(32));
         assert_eq!(w.len(), form.row_bytes(x.len()));
         // SAFETY: as above.
         unsafe { (self.row_dot)(form, w, x) }
@@ -418,7 +426,15 @@ impl Kernels {
         unsafe { (self.scale_row)(x, r, w) }
     }
 
-    fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
+    /// `x = (x · r) · w`.
+    pub(crate) fn scale_row(&self, x: &mut [f32], r: f32, w: &[f32]) {
+        assert_eq!(x.len(), w.len());
+        // SAFETY: as above.
+        unsafe { (self.scale_row)(x, r, w) }
+    }
+
+    /// The factor `r` of [`Kernels::rms_norm`].
+    pub(crate) fn inverse_rms(&self, x: &[f32], eps: f32) -> f32 {
         // SAFETY: as above.
         let squares = unsafe { (self.sum_squares)(x) };
         if squares.is_finite() { 1.0 / (squares / x.len() as f32 + eps).sqrt() } else { f32::NAN }

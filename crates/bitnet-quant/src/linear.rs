@@ -360,6 +360,7 @@ fn dense_row(kernels: &Kernels, w: &DenseView<'_>, r: usize, x: &[f32], mut put:
         DenseFormat::F16 => DenseRow::F16,
         DenseFormat::BF16 => DenseRow::BF16,
         DenseFormat::Q8_0 => DenseRow::Q8_0,
+        DenseFormat::Q4_0 => DenseRow::Q4_0,
         format => {
             let segment_bytes = format.row_bytes(ROW_LANES).expect("a segment is small");
             return widened_row(kernels, w.cols, x, put, |s, out| {

@@ -4,12 +4,48 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::dense::DenseFormat;
 use crate::kernels::{Activation, Kernels};
 use crate::ternary::NON_FINITE;
 use crate::threads::{Disjoint, Threads};
 
 /// Elements of a piece of work: some microseconds, beside which handing it to another thread costs little.
 const PIECE_ELEMENTS: usize = 16 << 10;
+
+/// The weights of a norm, as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum NormWeights<'a> {
+    /// Single precision, in which they are computed with.
+    F32(&'a [f32]),
+    /// Two bytes each, F16 or BF16: they are widened where they are used.
+    Narrow(DenseFormat, &'a [u8]),
+}
+
+impl NormWeights<'_> {
+    fn len(&self) -> usize {
+        match self {
+            NormWeights::F32(w) => w.len(),
+            NormWeights::Narrow(format, bytes) => bytes.len() / format.block_bytes(),
+        }
+    }
+
+    /// [`Kernels::rms_norm_in_place`].
+    fn norm_in_place(self, kernels: &Kernels, x: &mut [f32], eps: f32) {
+        /// Weights that are widened at a time.
+        const RUN: usize = 256;
+        match self {
+            NormWeights::F32(w) => kernels.rms_norm_in_place(x, w, eps),
+            NormWeights::Narrow(format, bytes) => {
+                let r = kernels.inverse_rms(x, eps);
+                for (x, bytes) in x.chunks_mut(RUN).zip(bytes.chunks(RUN * format.block_bytes())) {
+                    let mut wide = [0.0; RUN];
+                    format.dequantize_row(bytes, &mut wide[..x.len()]);
+                    kernels.scale_row(x, r, &wide[..x.len()]);
+                }
+            }
+        }
+    }
+}
 
 /// Calls `f` for each of `n` rows of about `cols` elements.
 pub(crate) fn each(threads: &Threads, n: usize, cols: usize, f: impl Fn(usize) + Sync) {
@@ -42,23 +78,30 @@ impl FirstBroken {
 }
 
 /// [`Kernels::rms_norm`] of each row; `x`, `out`: (n, cols of `w`).
-pub fn norm(kernels: &Kernels, threads: &Threads, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+pub fn norm(kernels: &Kernels, threads: &Threads, x: &[f32], w: NormWeights<'_>, eps: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     let cols = w.len();
     let out = Disjoint::new(out);
     each(threads, x.len() / cols, cols, |t| {
         // SAFETY: each row is one call's alone.
-        kernels.rms_norm(&x[t * cols..][..cols], w, eps, unsafe { out.part(t * cols, cols) });
+        let (x, out) = (&x[t * cols..][..cols], unsafe { out.part(t * cols, cols) });
+        match w {
+            NormWeights::F32(w) => kernels.rms_norm(x, w, eps, out),
+            NormWeights::Narrow(..) => {
+                out.copy_from_slice(x);
+                w.norm_in_place(kernels, out, eps);
+            }
+        }
     });
 }
 
 /// The same where `x` lies.
-pub fn norm_in_place(kernels: &Kernels, threads: &Threads, x: &mut [f32], w: &[f32], eps: f32) {
+pub fn norm_in_place(kernels: &Kernels, threads: &Threads, x: &mut [f32], w: NormWeights<'_>, eps: f32) {
     let (cols, len) = (w.len(), x.len());
     let x = Disjoint::new(x);
     each(threads, len / cols, cols, |t| {
         // SAFETY: each row is one call's alone.
-        kernels.rms_norm_in_place(unsafe { x.part(t * cols, cols) }, w, eps);
+        w.norm_in_place(kernels, unsafe { x.part(t * cols, cols) }, eps);
     });
 }
 
@@ -133,11 +176,24 @@ mod tests {
         }
         for threads in [1, 2, 3].map(Threads::new) {
             let mut normed = vec![0.0; n * cols];
-            norm(kernels, &threads, &x, &w, 1e-5, &mut normed);
+            norm(kernels, &threads, &x, NormWeights::F32(&w), 1e-5, &mut normed);
             assert_eq!(normed, want);
             normed.copy_from_slice(&x);
-            norm_in_place(kernels, &threads, &mut normed, &w, 1e-5);
+            norm_in_place(kernels, &threads, &mut normed, NormWeights::F32(&w), 1e-5);
             assert_eq!(normed, want);
+            for format in [DenseFormat::F16, DenseFormat::BF16] {
+                let (mut bytes, mut wide) = (Vec::new(), vec![0.0; cols]);
+                format.quantize_row(&w, &mut bytes).unwrap();
+                format.dequantize_row(&bytes, &mut wide);
+                norm(kernels, &threads, &x, NormWeights::F32(&wide), 1e-5, &mut normed);
+                let want_narrow = normed.clone();
+                assert!(want_narrow != want, "{format}: the weights are rounded");
+                norm(kernels, &threads, &x, NormWeights::Narrow(format, &bytes), 1e-5, &mut normed);
+                assert_eq!(normed, want_narrow);
+                normed.copy_from_slice(&x);
+                norm_in_place(kernels, &threads, &mut normed, NormWeights::Narrow(format, &bytes), 1e-5);
+                assert_eq!(normed, want_narrow);
+            }
             let mut sum = x.clone();
             add(kernels, &threads, &mut sum, &x, cols);
             assert!(sum.iter().zip(&x).all(|(sum, x)| *sum == 2.0 * x));

@@ -60,6 +60,17 @@ pub(crate) fn features() -> Result<Outcome, Error> {
     for features in FEATURE_LINES {
         run(cargo(["check", "--quiet", "--features", features]))?;
     }
+    // Its tests are compiled with the feature only.
+    run(cargo([
+        "test",
+        "--quiet",
+        "--package",
+        "bitnet-core",
+        "--features",
+        "linalg",
+        "--test",
+        "integration_test",
+    ]))?;
     Ok(Outcome::Done)
 }
 

@@ -30,7 +30,11 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy", about: "lints of every target, warnings are errors", run: cargo_steps::clippy },
     Step { name: "test", about: "cargo test --workspace", run: cargo_steps::test },
     Step { name: "doc", about: "documentation, warnings are errors", run: cargo_steps::doc },
-    Step { name: "features", about: "each feature alone, none and all", run: cargo_steps::features },
+    Step {
+        name: "features",
+        about: "each feature alone, none and all; tests of linalg",
+        run: cargo_steps::features,
+    },
     Step { name: "deny", about: "licences, sources and advisories of dependencies", run: deny::check },
     Step { name: "neon", about: "the ARM kernels under qemu, with and without dotprod", run: neon::check },
     Step {

@@ -33,6 +33,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-inference/tests/allocation.rs",
     "crates/bitnet-inference/tests/common/float_mode.rs",
     "crates/bitnet-quant/benches/kernels/cached.rs",
+    "crates/bitnet-quant/benches/kernels/elementwise.rs",
     "crates/bitnet-quant/src/attention.rs",
     "crates/bitnet-quant/src/fpenv.rs",
     "crates/bitnet-quant/src/head/bounds.rs",

@@ -6,15 +6,15 @@ use bitnet_inference::{Result, Sampler, SamplingOptions, Session};
 
 /// Rates of several runs, in tokens per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Rates {
-    pub(super) median: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(crate) struct Rates {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 impl Rates {
     /// At least one rate.
-    pub(super) fn of(mut rates: Vec<f64>) -> Self {
+    pub(crate) fn of(mut rates: Vec<f64>) -> Self {
         rates.sort_by(f64::total_cmp);
         let (n, last) = (rates.len(), rates.len() - 1);
         Rates { median: (rates[last / 2] + rates[n / 2]) / 2.0, min: rates[0], max: rates[last] }
@@ -22,7 +22,7 @@ impl Rates {
 }
 
 /// Computes a prompt of `n` tokens `repeat` times.
-pub(super) fn prompt(session: &mut Session, n: usize, repeat: u32) -> Result<Rates> {
+pub(crate) fn prompt(session: &mut Session, n: usize, repeat: u32) -> Result<Rates> {
     let vocab_size = session.model().config().vocab_size;
     let ids = tokens(n, vocab_size);
     measure(n, repeat, || {
@@ -40,22 +40,22 @@ fn tokens(n: usize, vocab_size: usize) -> Vec<u32> {
 
 /// Rows of the head that single tokens had computed as they are stored, in ascending order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Candidates(Vec<usize>);
+pub(crate) struct Candidates(Vec<usize>);
 
 impl Candidates {
     /// What `percent` percent of the tokens do not exceed.
-    pub(super) fn percentile(&self, percent: usize) -> usize {
+    pub(crate) fn percentile(&self, percent: usize) -> usize {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0.get(rank - 1).copied().unwrap_or(0)
     }
 
-    pub(super) fn mean(&self) -> f64 {
+    pub(crate) fn mean(&self) -> f64 {
         self.0.iter().sum::<usize>() as f64 / self.0.len().max(1) as f64
     }
 }
 
 /// Generates `n` tokens `repeat` times, each time the most likely one, behind a token that follows `depth` others.
-pub(super) fn generation(
+pub(crate) fn generation(
     session: &mut Session,
     depth: usize,
     n: usize,

@@ -1,5 +1,6 @@
 //! Gumbel noise from a counter, and bounds of it that cost no logarithm.
 
+use bitnet_core::tensor::Random;
 use bitnet_quant::float::ln64;
 
 /// The noise of one draw: a number for each token id.
@@ -23,12 +24,12 @@ const LN_2: f64 = std::f64::consts::LN_2;
 
 impl Noise {
     pub(crate) fn new(seed: u64, position: u64) -> Self {
-        Noise { key: mix(seed ^ mix(position ^ 0x9e37_79b9_7f4a_7c15)) }
+        Noise { key: Random::mix(seed ^ Random::mix(position ^ 0x9e37_79b9_7f4a_7c15)) }
     }
 
     /// The noise of `id`.
     pub(crate) fn of(self, id: u32) -> f64 {
-        gumbel(mix(self.key ^ u64::from(id)))
+        gumbel(Random::mix(self.key ^ u64::from(id)))
     }
 
     /// At most and at least the noise of `id`, by a tenth of the work.
@@ -37,7 +38,7 @@ impl Noise {
     /// 2^k·(1 + f) to the base 2 is at least k + f, which its bits hold, and at most 0.0861 more. So -ln E is at most the
     /// first bound below, and less than it by at most 0.0861·ln 2 + ln(1.3863 / 1.25) < 0.17.
     pub(crate) fn bounds(self, id: u32) -> (f64, f64) {
-        let bits = mix(self.key ^ u64::from(id));
+        let bits = Random::mix(self.key ^ u64::from(id));
         let v = ((!bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
         let e = v + 0.5 * v * v;
         let log2 = (e.to_bits() as i64 - (1023 << 52)) as f64 / (1u64 << 52) as f64;
@@ -51,13 +52,6 @@ impl Noise {
 fn gumbel(bits: u64) -> f64 {
     let u = ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
     -ln64(-ln64(u))
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
-pub(crate) fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

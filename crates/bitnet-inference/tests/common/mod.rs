@@ -11,7 +11,8 @@ use bitnet_inference::{Model, ModelOptions, Session, SessionOptions};
 use bitnet_quant::kernels::{Isa, Kernels};
 
 /// The precisions that a cache can have.
-pub(crate) const KV_DTYPES: [BitNetDType; 3] = [BitNetDType::F32, BitNetDType::F16, BitNetDType::I8];
+pub(crate) const KV_DTYPES: [BitNetDType; 5] =
+    [BitNetDType::F32, BitNetDType::F16, BitNetDType::BF16, BitNetDType::I8, BitNetDType::I4];
 /// The numbers of threads that results must not depend on.
 pub(crate) const THREADS: [usize; 3] = [1, 2, 3];
 

@@ -5,12 +5,14 @@
 //! limit that was measured before and after each, and with the ratio over the scalar oracle.
 //!
 //! To add a kernel, write a function with `#[divan::bench]` in the file of its kind: [`streams`] for kernels that
-//! read weights or caches from memory, [`products`] for matrix products that are bound by arithmetic, [`cached`] for
-//! single kernels on data in the nearest cache. Limits are in [`limits`], and [`measure`] does the rest.
+//! read weights or caches from memory, [`products`] for matrix products that are bound by arithmetic, [`elementwise`]
+//! for arithmetic of tensors, [`cached`] for other single kernels on data in the nearest cache. Limits are in
+//! [`limits`], and [`measure`] does the rest.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 mod cached;
+mod elementwise;
 mod limits;
 mod measure;
 mod products;

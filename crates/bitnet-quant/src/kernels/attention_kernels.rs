@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::ptr::addr_of_mut;
 
 use super::float_kernels::{CACHE_LINE, MIN_LANES};
-use super::vector::{MAX_LANES, Vector};
-use super::{KvRows, MAX_QUERIES, MAX_QUERY_ELEMENTS, PartialAttention};
+use super::vector::{MAX_LANES, Vector, load_nibbles};
+use super::{KvRows, MAX_QUERIES, MAX_QUERY_ELEMENTS, PartialAttention, nibble_row_bytes};
 use crate::attention::MAX_HEAD_DIM;
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK, tree};
 
@@ -30,7 +30,8 @@ const FEW_QUERIES: usize = 8;
 /// Rows of K or V in one stored form.
 trait Rows: Copy {
     type Row: Copy;
-    const ELEMENT_BYTES: usize;
+    /// Of a row, for prefetching.
+    fn row_bytes(dim: usize) -> usize;
 
     /// Row `j` of rows of `dim` elements.
     unsafe fn row(self, j: usize, dim: usize) -> Self::Row;
@@ -49,6 +50,13 @@ struct F32Rows(*const f32);
 #[derive(Clone, Copy)]
 struct F16Rows(*const u16);
 #[derive(Clone, Copy)]
+struct Bf16Rows(*const u16);
+#[derive(Clone, Copy)]
+struct I4Rows {
+    codes: *const u8,
+    scales: *const f32,
+}
+#[derive(Clone, Copy)]
 struct I8Rows {
     codes: *const i8,
     scales: *const f32,
@@ -56,7 +64,11 @@ struct I8Rows {
 
 impl Rows for F32Rows {
     type Row = *const f32;
-    const ELEMENT_BYTES: usize = 4;
+
+    #[inline(always)]
+    fn row_bytes(dim: usize) -> usize {
+        4 * dim
+    }
 
     #[inline(always)]
     unsafe fn row(self, j: usize, dim: usize) -> *const f32 {
@@ -90,7 +102,11 @@ impl Rows for F32Rows {
 
 impl Rows for F16Rows {
     type Row = *const u16;
-    const ELEMENT_BYTES: usize = 2;
+
+    #[inline(always)]
+    fn row_bytes(dim: usize) -> usize {
+        2 * dim
+    }
 
     #[inline(always)]
     unsafe fn row(self, j: usize, dim: usize) -> *const u16 {
@@ -122,9 +138,90 @@ impl Rows for F16Rows {
     }
 }
 
+impl Rows for Bf16Rows {
+    type Row = *const u16;
+
+    #[inline(always)]
+    fn row_bytes(dim: usize) -> usize {
+        2 * dim
+    }
+
+    #[inline(always)]
+    unsafe fn row(self, j: usize, dim: usize) -> *const u16 {
+        // SAFETY: the caller vouches for the row.
+        unsafe { self.0.add(j * dim) }
+    }
+
+    #[inline(always)]
+    unsafe fn after(self, j: usize, dim: usize) -> Self {
+        // SAFETY: the caller vouches for the row.
+        Bf16Rows(unsafe { self.0.add(j * dim) })
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(row: *const u16, col: usize) -> V {
+        // SAFETY: the caller vouches for the columns and for the instruction set.
+        unsafe { V::load_bf16(row.add(col)) }
+    }
+
+    #[inline(always)]
+    unsafe fn element(row: *const u16, col: usize) -> f32 {
+        // SAFETY: the caller vouches for the column.
+        half::bf16::from_bits(unsafe { *row.add(col) }).to_f32()
+    }
+
+    #[inline(always)]
+    fn start(row: *const u16) -> *const u8 {
+        row.cast()
+    }
+}
+
+impl Rows for I4Rows {
+    type Row = (*const u8, f32);
+
+    #[inline(always)]
+    fn row_bytes(dim: usize) -> usize {
+        nibble_row_bytes(dim)
+    }
+
+    #[inline(always)]
+    unsafe fn row(self, j: usize, dim: usize) -> (*const u8, f32) {
+        // SAFETY: the caller vouches for the row and its scale.
+        unsafe { (self.codes.add(j * nibble_row_bytes(dim)), *self.scales.add(j)) }
+    }
+
+    #[inline(always)]
+    unsafe fn after(self, j: usize, dim: usize) -> Self {
+        // SAFETY: the caller vouches for the row and its scale.
+        unsafe { I4Rows { codes: self.codes.add(j * nibble_row_bytes(dim)), scales: self.scales.add(j) } }
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>((codes, scale): (*const u8, f32), col: usize) -> V {
+        // SAFETY: the caller vouches for the columns, whose block is whole, and for the instruction set.
+        unsafe { load_nibbles::<V>(codes.add(col / 32 * 16), col).mul(V::splat(scale)) }
+    }
+
+    #[inline(always)]
+    unsafe fn element((codes, scale): (*const u8, f32), col: usize) -> f32 {
+        // SAFETY: the caller vouches for the column.
+        let byte = unsafe { *codes.add(col / 32 * 16 + col % 16) };
+        (f32::from(byte >> (col % 32 / 16 * 4) & 0x0f) - 8.0) * scale
+    }
+
+    #[inline(always)]
+    fn start((codes, _): (*const u8, f32)) -> *const u8 {
+        codes
+    }
+}
+
 impl Rows for I8Rows {
     type Row = (*const i8, f32);
-    const ELEMENT_BYTES: usize = 1;
+
+    #[inline(always)]
+    fn row_bytes(dim: usize) -> usize {
+        dim
+    }
 
     #[inline(always)]
     unsafe fn row(self, j: usize, dim: usize) -> (*const i8, f32) {
@@ -168,6 +265,14 @@ macro_rules! with_rows {
                 let $name = F16Rows(r.as_ptr());
                 $call
             }
+            KvRows::BF16(r) => {
+                let $name = Bf16Rows(r.as_ptr());
+                $call
+            }
+            KvRows::I4 { codes, scales } => {
+                let $name = I4Rows { codes: codes.as_ptr(), scales: scales.as_ptr() };
+                $call
+            }
             KvRows::I8 { codes, scales } => {
                 let $name = I8Rows { codes: codes.as_ptr(), scales: scales.as_ptr() };
                 $call
@@ -205,7 +310,7 @@ pub(super) unsafe fn attend<V: Vector, const K4: usize, const K2: usize, const K
     let dim = q.len() / lens.len();
     let padded = dim.next_multiple_of(HEAD_LANES);
     let is_padded = padded != dim;
-    let widen = is_padded || (lens.len() > FEW_QUERIES && matches!(k, KvRows::I8 { .. }));
+    let widen = is_padded || (lens.len() > FEW_QUERIES && matches!(k, KvRows::I8 { .. } | KvRows::I4 { .. }));
     let block_rows = if padded > LONG_HEAD { BLOCK_ROWS_OF_LONG_HEADS } else { BLOCK_ROWS };
     let n = lens.iter().copied().max().unwrap_or(0);
     let mut scratch = MaybeUninit::<Scratch>::uninit();
@@ -305,7 +410,7 @@ unsafe fn widen_rows<V: Vector, R: Rows>(
         // SAFETY: the caller enables the instruction set and vouches for the rows and the room for them.
         unsafe {
             let (row, to) = (rows.row(j, dim), to.add(j * padded));
-            prefetch::<V>(R::start(row), PREFETCH_BYTES, dim * R::ELEMENT_BYTES);
+            prefetch::<V>(R::start(row), PREFETCH_BYTES, R::row_bytes(dim));
             let whole = dim / V::LANES * V::LANES;
             for col in (0..whole).step_by(V::LANES) {
                 R::load::<V>(row, col).store(to.add(col));
@@ -389,7 +494,7 @@ impl Tile<'_> {
                     }
                     if ahead {
                         let start = R::start(rows[0]);
-                        prefetch::<V>(start, PREFETCH_BYTES, K * self.dim * R::ELEMENT_BYTES);
+                        prefetch::<V>(start, PREFETCH_BYTES, K * R::row_bytes(self.dim));
                     }
                 }
                 for q in 0..Q {
@@ -548,7 +653,7 @@ impl Tile<'_> {
                     }
                 }
                 if ahead {
-                    prefetch::<V>(R::start(row), PREFETCH_BYTES, self.dim * R::ELEMENT_BYTES);
+                    prefetch::<V>(R::start(row), PREFETCH_BYTES, R::row_bytes(self.dim));
                 }
             }
             for q in 0..Q {

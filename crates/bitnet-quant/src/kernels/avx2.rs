@@ -378,6 +378,11 @@ impl Vector for __m256 {
         fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
             _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(self, other))
         }
+        fn if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
+            _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_EQ_OQ>(self, other))
+        }
+        fn stream(self, p: *mut f32) { _mm256_stream_ps(p, self) }
+        fn fence() { _mm_sfence() }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
             // Vectors 4 apart share a register first, so that the sums end up in order.
             let mut halves = [v[0]; 4];

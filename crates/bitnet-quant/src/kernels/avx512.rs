@@ -289,6 +289,11 @@ impl Vector for __m512 {
         fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, other), otherwise, then)
         }
+        fn if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self, other), otherwise, then)
+        }
+        fn stream(self, p: *mut f32) { _mm512_stream_ps(p, self) }
+        fn fence() { _mm_sfence() }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
             // Vectors 4 and then 8 apart share a register first, so that the sums end up in order.
             let mut halves = [v[0]; 8];

@@ -5,7 +5,7 @@
 //! [`table`] makes those functions and the table of them. Operations without a fused multiply-add or a function are
 //! plain loops, which the compiler widens by itself.
 
-use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q8_0, Vector};
+use super::vector::{Bf16, F16, F32, Form, I32, MAX_LANES, Q4_0, Q8_0, Vector};
 use super::{Activation, DenseRow};
 use crate::reduce::{BLOCK_LANES, ROW_LANES, tree};
 
@@ -90,6 +90,7 @@ pub(super) unsafe fn row_dot<V: Vector, const N: usize>(form: DenseRow, w: &[u8]
             DenseRow::F16 => dot::<V, F16, ROW_LANES, N>(w, x),
             DenseRow::BF16 => dot::<V, Bf16, ROW_LANES, N>(w, x),
             DenseRow::Q8_0 => dot::<V, Q8_0, ROW_LANES, N>(w, x),
+            DenseRow::Q4_0 => dot::<V, Q4_0, ROW_LANES, N>(w, x),
         }
     }
 }
@@ -222,6 +223,7 @@ macro_rules! table {
     ) => {{
         use $crate::kernels::{Activation, DenseRow, HeadCodes, HeadFactors, HeadRows, KvRows, Kernels};
         use $crate::kernels::{PartialAttention, attention_kernels, float_kernels, head_kernels, ternary_kernels};
+        use $crate::kernels::elementwise::{self, Arithmetic, Column, Comparison};
         use $crate::kernels::vector::Vector;
         use $crate::reduce::BLOCK_LANES;
 
@@ -246,6 +248,9 @@ macro_rules! table {
             fn scale_rows(x: &[f32], r: f32, w: &[f32], out: &mut [f32]) = float_kernels::scale_rows;
             fn scale_row(x: &mut [f32], r: f32, w: &[f32]) = float_kernels::scale_row;
             fn add(h: &mut [f32], y: &[f32]) = float_kernels::add;
+            fn arithmetic(op: Arithmetic, a: Column, b: Column, out: *mut f32, n: usize)
+                = elementwise::arithmetic::<$vector>;
+            fn compare(op: Comparison, a: Column, b: Column, out: *mut i8, n: usize) = elementwise::compare::<$vector>;
             fn gate(f: Activation, gate: &mut [f32], up: &[f32]) = float_kernels::gate::<$vector>;
             fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = float_kernels::rotate::<$vector>;
             fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize], part: PartialAttention<'_>)
@@ -279,6 +284,8 @@ macro_rules! table {
             scale_rows,
             scale_row,
             add,
+            arithmetic,
+            compare,
             gate,
             rotate,
             attend,

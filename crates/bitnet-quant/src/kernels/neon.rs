@@ -512,6 +512,11 @@ impl Vector for float32x4_t {
         fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
             vbslq_f32(vcltq_f32(self, other), then, otherwise)
         }
+        fn if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
+            vbslq_f32(vceqq_f32(self, other), then, otherwise)
+        }
+        fn stream(self, p: *mut f32) { vst1q_f32(p, self) }
+        fn fence() {}
         fn trees(v: &[Self; MAX_LANES]) -> Self {
             let mut pairs = [v[0]; 2];
             for i in 0..2 {

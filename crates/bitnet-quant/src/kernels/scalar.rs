@@ -4,8 +4,10 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 
+use super::elementwise::{arithmetic_each, compare_each};
 use super::{
     Activation, DenseRow, HeadCodes, HeadRows, Isa, Kernels, KvRows, PartialAttention, head_kernels,
+    nibble_row_bytes,
 };
 use crate::float::{exp, fma, silu};
 use crate::head::nibble;
@@ -36,6 +38,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     scale_rows,
     scale_row,
     add,
+    arithmetic: arithmetic_each,
+    compare: compare_each,
     gate,
     rotate,
     attend,
@@ -94,7 +98,16 @@ fn element(form: DenseRow, row: &[u8], i: usize) -> f32 {
             let block = i / 32 * 34;
             f32::from(row[block + 2 + i % 32] as i8) * f16::from_le_bytes(two(block)).to_f32()
         }
+        DenseRow::Q4_0 => {
+            let block = i / 32 * 18;
+            (nibble_at(&row[block + 2..], i % 32) - 8.0) * f16::from_le_bytes(two(block)).to_f32()
+        }
     }
+}
+
+/// Column `i` of a block of 32 nibbles.
+fn nibble_at(block: &[u8], i: usize) -> f32 {
+    f32::from(block[i % 16] >> (i / 16 * 4) & 0x0f)
 }
 
 fn lm_head_dot(rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
@@ -210,7 +223,12 @@ fn widen(rows: KvRows<'_>, row: usize, dim: usize) -> impl Iterator<Item = f32> 
     (row * dim..(row + 1) * dim).map(move |i| match rows {
         KvRows::F32(r) => r[i],
         KvRows::F16(r) => f16::from_bits(r[i]).to_f32(),
+        KvRows::BF16(r) => bf16::from_bits(r[i]).to_f32(),
         KvRows::I8 { codes, scales } => f32::from(codes[i]) * scales[row],
+        KvRows::I4 { codes, scales } => {
+            let (row_bytes, c) = (nibble_row_bytes(dim), i - row * dim);
+            (nibble_at(&codes[row * row_bytes + c / 32 * 16..], c % 32) - 8.0) * scales[row]
+        }
     })
 }
 

@@ -306,6 +306,11 @@ impl Vector for __m128 {
         fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self {
             _mm_blendv_ps(otherwise, then, _mm_cmplt_ps(self, other))
         }
+        fn if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
+            _mm_blendv_ps(otherwise, then, _mm_cmpeq_ps(self, other))
+        }
+        fn stream(self, p: *mut f32) { _mm_stream_ps(p, self) }
+        fn fence() { _mm_sfence() }
         fn trees(v: &[Self; MAX_LANES]) -> Self {
             let low = _mm_add_ps(_mm_movelh_ps(v[0], v[1]), _mm_movehl_ps(v[1], v[0]));
             let high = _mm_add_ps(_mm_movelh_ps(v[2], v[3]), _mm_movehl_ps(v[3], v[2]));

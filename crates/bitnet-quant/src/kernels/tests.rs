@@ -159,13 +159,14 @@ proptest! {
         bytes in vec(any::<u8>(), 4 * 1100),
     ) {
         let x = Shifted::new(&x);
-        for form in [DenseRow::F32, DenseRow::F16, DenseRow::BF16, DenseRow::Q8_0] {
-            let n = if form == DenseRow::Q8_0 { x.len() / 32 * 32 } else { x.len() };
+        for form in [DenseRow::F32, DenseRow::F16, DenseRow::BF16, DenseRow::Q8_0, DenseRow::Q4_0] {
+            let in_blocks = matches!(form, DenseRow::Q8_0 | DenseRow::Q4_0);
+            let n = if in_blocks { x.len() / 32 * 32 } else { x.len() };
             let stored: Vec<u8> = match form {
                 DenseRow::F32 => w.iter().flat_map(|w| w.to_le_bytes()).collect(),
                 DenseRow::F16 => w.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect(),
                 DenseRow::BF16 => w.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect(),
-                DenseRow::Q8_0 => bytes.clone(),
+                DenseRow::Q8_0 | DenseRow::Q4_0 => bytes.clone(),
             };
             let stored = Shifted::new(&stored[..form.row_bytes(n)]);
             let want = scalar::KERNELS.row_dot(form, &stored, &x[..n]);
@@ -276,6 +277,40 @@ proptest! {
     }
 
     #[test]
+    fn elements_agree(
+        (a, b) in lengths().prop_flat_map(|n| (vec(any_value(), n), vec(any_value(), n))),
+        scalar in any_value(),
+        equal in vec(any::<bool>(), 1100),
+    ) {
+        let (a, mut b) = (Shifted::new(&a), Shifted::new(&b));
+        for i in 0..a.len() {
+            if equal[i] {
+                b[i] = a[i];
+            }
+        }
+        let (x, y, s) = (Operand::Elements(&a), Operand::Elements(&b), Operand::Scalar(scalar));
+        let pairs = [(x, y), (x, s), (s, y), (s, s), (Operand::Output, y), (x, Operand::Output)];
+        for ((x, y), op) in pairs.into_iter().flat_map(|pair| Arithmetic::ALL.map(|op| (pair, op))) {
+            let mut want = Shifted::new(&b);
+            scalar::KERNELS.arithmetic(op, x, y, &mut want);
+            for kernels in vector_tables() {
+                let mut got = Shifted::new(&b);
+                kernels.arithmetic(op, x, y, &mut got);
+                assert_same(kernels, &got, &want);
+            }
+        }
+        for ((x, y), op) in pairs[..4].iter().flat_map(|pair| Comparison::ALL.map(|op| (*pair, op))) {
+            let mut want = vec![2; a.len()];
+            scalar::KERNELS.compare(op, x, y, &mut want);
+            for kernels in vector_tables() {
+                let mut got = vec![3; a.len()];
+                kernels.compare(op, x, y, &mut got);
+                prop_assert_eq!(&got, &want, "{:?} {:?}", kernels, op);
+            }
+        }
+    }
+
+    #[test]
     fn gates_agree((g, up) in lengths().prop_flat_map(|n| {
         let gate = prop_oneof![3 => -100.0f32..100.0, 1 => any_value()];
         (vec(gate, n), vec(finite(), n))
@@ -339,6 +374,32 @@ proptest! {
         let (k_scales, v_scales): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
         let (k, v) = (Shifted::new(&k), Shifted::new(&v));
         let (k, v) = (KvRows::I8 { codes: &k, scales: &k_scales }, KvRows::I8 { codes: &v, scales: &v_scales });
+        check_attention(&q, k, v, &lens);
+    }
+
+    #[test]
+    fn attention_agrees_in_upper_halves(
+        (q, k, v, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = dim * longest(&lens);
+            (vec(-1.0f32..1.0, dim * lens.len()), vec(finite(), n), vec(finite(), n), Just(lens))
+        }),
+    ) {
+        let halves = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect::<Vec<_>>();
+        let (k, v) = (Shifted::new(&halves(&k)), Shifted::new(&halves(&v)));
+        check_attention(&q, KvRows::BF16(&k), KvRows::BF16(&v), &lens);
+    }
+
+    #[test]
+    fn attention_agrees_in_nibbles(
+        (q, k, v, scales, lens) in attention_case().prop_flat_map(|(dim, lens)| {
+            let n = longest(&lens);
+            let codes = || vec(any::<u8>(), nibble_row_bytes(dim) * n);
+            (vec(-1.0f32..1.0, dim * lens.len()), codes(), codes(), vec((0.0f32..0.1, finite()), n), Just(lens))
+        }),
+    ) {
+        let (k_scales, v_scales): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
+        let (k, v) = (Shifted::new(&k), Shifted::new(&v));
+        let (k, v) = (KvRows::I4 { codes: &k, scales: &k_scales }, KvRows::I4 { codes: &v, scales: &v_scales });
         check_attention(&q, k, v, &lens);
     }
 
@@ -596,5 +657,25 @@ fn names_are_those_that_the_environment_variable_takes() {
     for kernels in Kernels::available() {
         assert_eq!(Kernels::for_isa(kernels.isa()).map(Kernels::isa), Ok(kernels.isa()));
         assert!(kernels.name().starts_with(kernels.isa().name()));
+    }
+}
+
+/// Long outputs take another way through memory; its first and last elements are no whole vectors.
+#[test]
+fn long_outputs_agree_at_any_alignment() {
+    let n = elementwise::STREAM_LEN + 7;
+    let a: Vec<f32> = (0..n + 16).map(|i| i as f32 * 0.37 - 9.0).collect();
+    for kernels in vector_tables() {
+        for start in [0, 1, 15] {
+            let mut out = vec![f32::NAN; n + 16];
+            kernels.arithmetic(
+                Arithmetic::Mul,
+                Operand::Elements(&a[start..start + n]),
+                Operand::Scalar(3.0),
+                &mut out[start..start + n],
+            );
+            assert!((start..start + n).all(|i| out[i] == a[i] * 3.0), "{kernels:?} {start}");
+            assert!(out[..start].iter().chain(&out[start + n..]).all(|x| x.is_nan()), "{kernels:?} {start}");
+        }
     }
 }

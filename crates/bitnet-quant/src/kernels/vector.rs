@@ -42,6 +42,12 @@ pub(super) trait Vector: Copy {
     unsafe fn power_of_two(self) -> Self;
     /// `then` in the lanes where `self < other`, `otherwise` in the rest and where either is NaN.
     unsafe fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self;
+    /// `then` in the lanes where `self == other`, `otherwise` in the rest and where either is NaN.
+    unsafe fn if_equal(self, other: Self, then: Self, otherwise: Self) -> Self;
+    /// [`Vector::store`] around the caches, where there is such an instruction; the address is aligned to the vector.
+    /// Other threads may read what was stored after [`Vector::fence`].
+    unsafe fn stream(self, p: *mut f32);
+    unsafe fn fence();
     /// Lane i is the [`crate::reduce::tree`] of vector i: of `LANES` vectors.
     unsafe fn trees(v: &[Self; MAX_LANES]) -> Self;
     /// Asks for a cache line ahead of its use; any address will do.
@@ -124,6 +130,8 @@ pub(super) struct F16;
 pub(super) struct Bf16;
 /// Blocks of an f16 scale and 32 signed bytes.
 pub(super) struct Q8_0;
+/// Blocks of an f16 scale and 32 nibbles.
+pub(super) struct Q4_0;
 /// 32-bit integers.
 pub(super) struct I32;
 
@@ -173,9 +181,52 @@ impl Form for Q8_0 {
         // SAFETY: the caller vouches for the columns and for the instruction set.
         unsafe {
             let block = row.add(Self::offset(col));
-            let d = half::f16::from_bits(block.cast::<u16>().read_unaligned().to_le()).to_f32();
-            V::load_i8(block.add(2 + col % 32).cast()).mul(V::splat(d))
+            V::load_i8(block.add(2 + col % 32).cast()).mul(splat_scale(block))
         }
+    }
+}
+
+impl Form for Q4_0 {
+    fn offset(col: usize) -> usize {
+        col / 32 * 18
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(row: *const u8, col: usize) -> V {
+        // SAFETY: the caller vouches for the columns and for the instruction set.
+        unsafe {
+            let block = row.add(Self::offset(col));
+            load_nibbles::<V>(block.add(2), col).mul(splat_scale(block))
+        }
+    }
+}
+
+/// The f16 scale at the head of a block in every lane, widened by the instruction set itself: a call would cost more than
+/// the block.
+#[inline(always)]
+unsafe fn splat_scale<V: Vector>(block: *const u8) -> V {
+    // SAFETY: the caller vouches for the block and for the instruction set; the array has a whole vector.
+    unsafe {
+        let halves = [block.cast::<u16>().read_unaligned().to_le(); MAX_LANES];
+        V::load_f16(halves.as_ptr())
+    }
+}
+
+/// Column `col` and those behind it of a block of 32 nibbles in 16 bytes, the first half of them in the low ones, less 8.
+/// `col` counts from any block and is a multiple of the vector.
+#[inline(always)]
+pub(super) unsafe fn load_nibbles<V: Vector>(block: *const u8, col: usize) -> V {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let mut codes = [0u64; MAX_LANES / 8];
+    // SAFETY: the caller vouches for the block, in which the vector's bytes end, and for the instruction set.
+    unsafe {
+        block.add(col % 16).copy_to_nonoverlapping(codes.as_mut_ptr().cast(), V::LANES);
+        for codes in &mut codes {
+            let nibbles = *codes >> (col % 32 / 16 * 4) & (0x0f * EACH);
+            // No byte borrows from the next: its highest bit is set meanwhile.
+            *codes = ((nibbles | (0x80 * EACH)) - 0x08 * EACH) ^ (0x80 * EACH);
+        }
+        V::load_i8(codes.as_ptr().cast())
     }
 }
 

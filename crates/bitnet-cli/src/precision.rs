@@ -1,0 +1,327 @@
+//! `bitnet precision`: what a model's number formats cost and save, measured on the model.
+
+mod accuracy;
+
+use std::fs;
+use std::io::{self, IsTerminal, Write, stderr};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bitnet_core::BitNetDType;
+use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionStrategy};
+use bitnet_inference::source::Source;
+use bitnet_inference::{
+    HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, Preparation, Sampler, SamplingOptions, Session,
+    SessionOptions,
+};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::bench::rounds::{self, Rates};
+use crate::interrupt;
+use crate::model::{ComputeArgs, LayoutArgs, open_source};
+use crate::values;
+use accuracy::{Accuracy, Reference};
+
+/// Tokens of a timed prompt and of a timed generation, and how often each is timed.
+const TIMED_TOKENS: usize = 32;
+const ROUNDS: u32 = 3;
+/// Tokens of a generated text by default.
+const DEFAULT_TOKENS: usize = 128;
+/// The most memory for what the reference computes: longer texts are cut.
+const MAX_REFERENCE_BYTES: usize = 1 << 30;
+
+/// Measure what number formats cost and save.
+///
+/// For each strategy, the model is loaded and run: bytes of its weights and of a token's keys and values, tokens a second,
+/// and how far its predictions are from those of the conservative strategy, which keeps weights as the file has them and
+/// keys and values in single precision.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+    The divergence is that of Kullback and Leibler in nats, the mean over the tokens of the text; 0 is no difference at \
+    all. The perplexity is e to the mean surprise at the text's tokens: a text that the model has generated, at \
+    temperature 1, unless --text gives another. Ternary weights are ternary in every strategy.\n\n\
+    A file for --policy is JSON, as in {\"strategy\": \"balanced\", \"components\": {\"kv_cache\": \"i8\", \"head\": \
+    \"bf16\"}}. Components are embedding, head, dense_linear, weights (for these three), head_bounds, norm and kv_cache, formats \
+    f32, f16, bf16, i8 and i4. \"layers\" and \"policies\" hold rules for layers by name and under conditions.\n\n\
+    Examples:\n  \
+    bitnet precision\n  \
+    bitnet precision model.gguf --text story.txt --json\n  \
+    bitnet precision model.gguf --policy aggressive --tokens 256")]
+pub(crate) struct PrecisionArgs {
+    /// A GGUF file, a safetensors file, a model folder, or the ORG/NAME of a model in the local Hugging Face cache;
+    /// the embedded stories model by default.
+    #[arg(value_name = "MODEL")]
+    path: Option<PathBuf>,
+    /// Measure this one beside the reference: conservative, balanced, aggressive, or a JSON file.
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<Policy>,
+    /// Measure accuracy on the text of this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    text: Option<PathBuf>,
+    /// Measure accuracy on a text of so many tokens that the model generates [default: 128].
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
+    tokens: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    layout: LayoutArgs,
+}
+
+/// A strategy, or a file that says what is wanted.
+#[derive(Debug, Clone)]
+pub(crate) enum Policy {
+    Strategy(PrecisionStrategy),
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Policy {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let strategy = STRATEGIES.into_iter().find(|strategy| strategy.name() == text);
+        Ok(strategy.map_or_else(|| Policy::File(text.into()), Policy::Strategy))
+    }
+}
+
+impl Policy {
+    pub(crate) fn config(&self) -> anyhow::Result<MixedPrecisionConfig> {
+        Ok(match self {
+            Policy::Strategy(strategy) => MixedPrecisionConfig::of_strategy(*strategy),
+            Policy::File(path) => MixedPrecisionConfig::open(path)
+                .context("precisions are conservative, balanced, aggressive, or a JSON file")?,
+        })
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Policy::Strategy(strategy) => strategy.name().to_owned(),
+            Policy::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// The reference comes first.
+const STRATEGIES: [PrecisionStrategy; 3] =
+    [PrecisionStrategy::Conservative, PrecisionStrategy::Balanced, PrecisionStrategy::Aggressive];
+
+/// What is measured of one strategy.
+#[derive(Debug)]
+struct Measured {
+    name: String,
+    bytes: ModelBytes,
+    /// What the head has beside, so that most of its rows need not be read as they are stored.
+    derived_head: usize,
+    kv_dtype: BitNetDType,
+    kv_bytes_per_token: usize,
+    prompt: Rates,
+    generation: Rates,
+    accuracy: Accuracy,
+}
+
+pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
+    interrupt::install()?;
+    let mut policies: Vec<Policy> = match &args.policy {
+        None => STRATEGIES.map(Policy::Strategy).into(),
+        Some(policy) => vec![Policy::Strategy(PrecisionStrategy::Conservative), policy.clone()],
+    };
+    policies.dedup_by_key(|policy| policy.name());
+    // A file that cannot be read shows before anything takes long.
+    let configs = policies.iter().map(Policy::config).collect::<anyhow::Result<Vec<_>>>()?;
+    let source = open_source(args.path.as_deref(), &args.layout)?;
+    let bar = ProgressBar::new(policies.len() as u64);
+    if stderr().is_terminal() {
+        let template = "measuring {msg} {wide_bar} {pos}/{len}";
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+    } else {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+
+    let mut reference = None;
+    let mut measured = Vec::new();
+    let mut machine = (0, "");
+    for (policy, config) in policies.iter().zip(configs) {
+        bar.set_message(policy.name());
+        bar.tick();
+        let model = load(&*source, args, config)?;
+        machine = (model.n_threads(), model.kernels_name());
+        let reference = match &mut reference {
+            Some(reference) => reference,
+            none => none.insert(Reference::new(&model, text(args, &model)?)?),
+        };
+        measured.push(measure(policy.name(), &model, reference)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+
+    let n_tokens = reference.as_ref().map_or(0, Reference::n_tokens);
+    let mut stdout = io::stdout().lock();
+    if args.json {
+        let strategies: Vec<Value> = measured.iter().map(Measured::to_json).collect();
+        let object = json!({
+            "model": source.path().display().to_string(),
+            "threads": machine.0,
+            "isa": machine.1,
+            "tokens": n_tokens,
+            "text": if args.text.is_some() { "given" } else { "generated" },
+            "reference": measured[0].name,
+            "strategies": strategies,
+        });
+        writeln!(stdout, "{object}")?;
+        return Ok(());
+    }
+    let origin = if args.text.is_some() { "the given text" } else { "a generated text" };
+    let (threads, isa) = machine;
+    writeln!(stdout, "{}: {threads} threads, {isa}, {n_tokens} tokens of {origin}", source.path().display())?;
+    for strategy in &measured {
+        strategy.print(&mut stdout)?;
+    }
+    Ok(())
+}
+
+fn load(source: &dyn Source, args: &PrecisionArgs, precision: MixedPrecisionConfig) -> anyhow::Result<Model> {
+    let options = ModelOptions {
+        i2s_layout: args.layout.i2s,
+        preparation: Preparation::BeforeUse,
+        ..args.compute.options(precision, None)?
+    };
+    crate::model::load(source, &options)
+}
+
+/// The tokens that accuracy is measured on.
+fn text(args: &PrecisionArgs, model: &Model) -> anyhow::Result<Vec<u32>> {
+    let config = model.config();
+    let room = MAX_REFERENCE_BYTES / (config.vocab_size * size_of::<f32>());
+    let most = config.max_seq_len.min(room).max(2);
+    let Some(path) = &args.text else {
+        return generated(args.tokens.unwrap_or(DEFAULT_TOKENS).min(most), model);
+    };
+    let mut ids = model.text()?.encode(&read_text(path)?)?;
+    anyhow::ensure!(
+        ids.len() >= 2,
+        "{}: the text has fewer than two tokens; give a longer one",
+        path.display()
+    );
+    if ids.len() > most {
+        say!("note: {}: only the first {most} of {} tokens are taken", path.display(), ids.len());
+        ids.truncate(most);
+    }
+    Ok(ids)
+}
+
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// A text of `n` tokens, drawn from the model as it is.
+fn generated(n: usize, model: &Model) -> anyhow::Result<Vec<u32>> {
+    let n = n.max(2);
+    let begin = model.text().ok().and_then(|text| text.encode("The").ok()).filter(|ids| !ids.is_empty());
+    let mut ids = begin.unwrap_or_else(|| vec![0]);
+    ids.truncate(n - 1);
+    let mut session = model.session(SessionOptions { max_seq_len: Some(n), ..SessionOptions::default() })?;
+    let options = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
+    let mut sampler = Sampler::new(options, model.config().vocab_size)?;
+    let begin = ids.len();
+    let mut next = session.sample(&ids, &mut sampler, begin)?;
+    ids.push(next);
+    while ids.len() < n {
+        next = session.sample(&[next], &mut sampler, begin)?;
+        ids.push(next);
+    }
+    Ok(ids)
+}
+
+fn measure(name: String, model: &Model, reference: &Reference) -> anyhow::Result<Measured> {
+    let room = model.config().max_seq_len;
+    let max_seq_len = Some(reference.n_tokens().max(TIMED_TOKENS + 1).min(room));
+    let mut session = model.session(SessionOptions { max_seq_len, ..SessionOptions::default() })?;
+    let accuracy = reference.compare(&mut session)?;
+    let timed = TIMED_TOKENS.min(room.saturating_sub(1)).max(1);
+    let prompt = rounds::prompt(&mut session, timed, ROUNDS)?;
+    let (generation, _) = rounds::generation(&mut session, 0, timed, ROUNDS)?;
+    Ok(Measured {
+        name,
+        bytes: model.weight_bytes(),
+        derived_head: match model.head_mode() {
+            HeadMode::F16 => 0,
+            HeadMode::Exact | HeadMode::Int4 => {
+                HeadOptions::default().derived_bytes(model.config().vocab_size, model.config().dim)
+            }
+        },
+        kv_dtype: session.kv_dtype(),
+        kv_bytes_per_token: Session::kv_bytes_per_token(model.config(), 1, session.kv_dtype()),
+        prompt,
+        generation,
+        accuracy,
+    })
+}
+
+impl Measured {
+    fn to_json(&self) -> Value {
+        let ModelBytes { ternary, dense, embedding, head, norms } = self.bytes;
+        json!({
+            "name": self.name,
+            "bytes": {
+                "ternary": ternary,
+                "dense": dense,
+                "embedding": embedding,
+                "head": head,
+                "norms": norms,
+                "derived_head": self.derived_head,
+                "total": self.bytes.total() + self.derived_head,
+            },
+            "kv": self.kv_dtype.name(),
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "pp_tok_s": self.prompt.median,
+            "tg_tok_s": self.generation.median,
+            "kl_divergence": self.accuracy.divergence,
+            "kl_divergence_max": self.accuracy.largest_divergence,
+            "same_choice": self.accuracy.same_choice,
+            "perplexity": self.accuracy.perplexity,
+        })
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let megabytes = |bytes: usize| bytes as f64 / 1e6;
+        let ModelBytes { ternary, dense, embedding, head, norms } = self.bytes;
+        writeln!(out, "\n{}", self.name)?;
+        write!(out, "  memory    {:.2} MB of weights:", megabytes(self.bytes.total() + self.derived_head))?;
+        let parts = [
+            ("ternary", ternary),
+            ("dense", dense),
+            ("embedding", embedding),
+            ("head", head),
+            ("norms", norms),
+            ("derived head", self.derived_head),
+        ];
+        let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+        let parts: Vec<String> =
+            parts.map(|(name, bytes)| format!(" {name} {:.2}", megabytes(*bytes))).collect();
+        writeln!(
+            out,
+            "{}; {} bytes of keys and values a token ({})",
+            parts.join(","),
+            self.kv_bytes_per_token,
+            self.kv_dtype
+        )?;
+        writeln!(
+            out,
+            "  speed     prompt {:.1} tok/s, generation {:.1} tok/s",
+            self.prompt.median, self.generation.median
+        )?;
+        let Accuracy { divergence, largest_divergence, same_choice, perplexity } = self.accuracy;
+        writeln!(
+            out,
+            "  accuracy  divergence {divergence:.3e} (at most {largest_divergence:.3e}), perplexity {perplexity:.4}, \
+             {:.1} % of the likeliest tokens are the same",
+            100.0 * same_choice
+        )
+    }
+}

@@ -1,0 +1,393 @@
+//! The manager: what each tensor is to be, what that costs on the layers that it knows, and what would be better.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bitnet_quant::kernels::Kernels;
+use bitnet_quant::linear::{DenseView, dense_linear};
+use bitnet_quant::threads::Threads;
+
+use super::{
+    ComponentType, ConversionConfig, LayerType, MixedPrecisionConfig, PolicyContext, PolicyEngine,
+    PrecisionConverter,
+};
+use crate::{BitNetDType, BitNetTensor, Error, Result};
+
+/// How often a time is taken; the shortest counts.
+const TIMINGS: usize = 3;
+
+/// The precisions of one layer, and what is known of its tensors.
+#[derive(Debug, Clone)]
+pub struct LayerPrecisionSpec {
+    name: String,
+    layer_type: LayerType,
+    input: BitNetDType,
+    output: BitNetDType,
+    components: BTreeMap<ComponentType, BitNetDType>,
+    dynamic: bool,
+    elements: BTreeMap<ComponentType, usize>,
+    tensors: BTreeMap<ComponentType, BitNetTensor>,
+}
+
+impl LayerPrecisionSpec {
+    /// A layer with formats for what goes in, what comes out, and its weights.
+    pub fn new(
+        name: String,
+        layer_type: LayerType,
+        input: BitNetDType,
+        output: BitNetDType,
+        weight: BitNetDType,
+    ) -> Self {
+        LayerPrecisionSpec {
+            name,
+            layer_type,
+            input,
+            output,
+            components: BTreeMap::from([(ComponentType::Weights, weight)]),
+            dynamic: false,
+            elements: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+        }
+    }
+
+    /// A format for one component.
+    pub fn with_component_precision(mut self, component: ComponentType, precision: BitNetDType) -> Self {
+        self.components.insert(component, precision);
+        self
+    }
+
+    /// Lets [`PrecisionManager::adjust`] change the layer's formats.
+    pub fn with_dynamic_adjustment(mut self) -> Self {
+        self.dynamic = true;
+        self
+    }
+
+    /// How many elements a component has: what analysis needs to count bytes.
+    pub fn with_elements(mut self, component: ComponentType, n: usize) -> Self {
+        self.elements.insert(component, n);
+        self
+    }
+
+    /// The values of a component: what analysis needs to measure errors.
+    pub fn with_tensor(mut self, component: ComponentType, tensor: BitNetTensor) -> Self {
+        self.elements.insert(component, tensor.len());
+        self.tensors.insert(component, tensor);
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        let between = [(ComponentType::Activations, self.input), (ComponentType::Activations, self.output)];
+        let components = self.components.iter().map(|(c, p)| (*c, *p)).chain(between);
+        check(components, ComponentType::formats)
+    }
+}
+
+/// What is to be best.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OptimizationObjective {
+    /// The fewest bytes.
+    Memory,
+    /// The shortest time of a product with the values.
+    Speed,
+    /// The smallest error.
+    Accuracy,
+    /// All three, each by its weight.
+    Balanced {
+        /// Of bytes, as a share of those in single precision.
+        memory_weight: f64,
+        /// Of the time, as a share of that in the slowest format.
+        speed_weight: f64,
+        /// Of the error, as a share of that in the worst format.
+        accuracy_weight: f64,
+    },
+}
+
+impl OptimizationObjective {
+    /// The weights of bytes, time and error.
+    fn weights(self) -> Result<[f64; 3]> {
+        let weights = match self {
+            OptimizationObjective::Memory => [1.0, 0.0, 0.0],
+            OptimizationObjective::Speed => [0.0, 1.0, 0.0],
+            OptimizationObjective::Accuracy => [0.0, 0.0, 1.0],
+            OptimizationObjective::Balanced { memory_weight, speed_weight, accuracy_weight } => {
+                [memory_weight, speed_weight, accuracy_weight]
+            }
+        };
+        match weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0 {
+            true => Ok(weights),
+            false => {
+                Err(Error::bad_setting("the weights of an objective", "finite, not negative, and not all 0"))
+            }
+        }
+    }
+}
+
+/// A format that is better, or that has been changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrecisionChange {
+    /// The layer.
+    pub layer: String,
+    /// The component.
+    pub component: ComponentType,
+    /// Its format so far.
+    pub from: BitNetDType,
+    /// The other one.
+    pub to: BitNetDType,
+    /// Why: the policy, or what was measured.
+    pub reason: String,
+}
+
+/// What the formats of a tensor cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorAnalysis {
+    /// The layer.
+    pub layer: String,
+    /// The component.
+    pub component: ComponentType,
+    /// Its format.
+    pub precision: BitNetDType,
+    /// Elements.
+    pub elements: usize,
+    /// Bytes in that format.
+    pub bytes: usize,
+    /// √(Σ difference² / Σ value²) as measured on the values; `None` where they are not known.
+    pub error: Option<f64>,
+}
+
+/// What a configuration costs on the registered layers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PrecisionAnalysis {
+    /// 1 - bytes / bytes in single precision; 0 where no sizes are known.
+    pub memory_savings: f64,
+    /// The mean of the tensors' measured errors, each counted by its elements; 0 where no values are known.
+    pub accuracy_impact: f64,
+    /// Bytes of all registered tensors.
+    pub bytes: usize,
+    /// Bytes of them in single precision.
+    pub single_precision_bytes: usize,
+    /// Each of them.
+    pub tensors: Vec<TensorAnalysis>,
+}
+
+/// Decides precisions under one configuration.
+#[derive(Debug)]
+pub struct PrecisionManager {
+    config: MixedPrecisionConfig,
+    layers: Mutex<BTreeMap<String, LayerPrecisionSpec>>,
+}
+
+impl PrecisionManager {
+    /// Checks that what `config` asks for makes sense.
+    pub fn new(config: MixedPrecisionConfig) -> Result<Self> {
+        check(config.wishes(), ComponentType::formats)?;
+        if let Some(component) = config.contradiction {
+            let setting = format!("what is configured for the {component}");
+            return Err(Error::bad_setting(setting, "about that component"));
+        }
+        config.policies.check()?;
+        Ok(PrecisionManager { config, layers: Mutex::default() })
+    }
+
+    /// Checks also that the inference engine does what `config` asks for.
+    pub fn for_engine(config: MixedPrecisionConfig) -> Result<Self> {
+        check(config.wishes(), ComponentType::engine_formats)?;
+        if config.layers.values().any(|layer| layer.components.contains_key(&ComponentType::KvCache)) {
+            let must = "the same for all layers, as a component";
+            return Err(Error::bad_setting("the precision of the KV cache", must));
+        }
+        Self::new(config)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &MixedPrecisionConfig {
+        &self.config
+    }
+
+    /// The format for the tensor that `context` describes, which the file has as `stored` where that is a format of
+    /// tensors; `None` to leave it as it is. What policies choose is checked against what the engine can do.
+    pub fn precision(
+        &self,
+        context: &PolicyContext<'_>,
+        stored: Option<BitNetDType>,
+    ) -> Result<Option<BitNetDType>> {
+        let PolicyContext { layer, layer_type, component, .. } = *context;
+        let precision = self.config.precision_of(layer, layer_type, component);
+        let formats = component.engine_formats();
+        let Some(action) = self.config.policies.evaluate(context) else { return Ok(precision) };
+        let precision = action.apply(precision.or(stored), formats);
+        check(precision.map(|precision| (component, precision)), ComponentType::engine_formats)?;
+        Ok(precision)
+    }
+
+    /// The format of keys and values, while so many percent of main memory are in use; `None` where nothing is said.
+    pub fn kv_cache(&self, memory_usage: Option<f64>) -> Result<Option<BitNetDType>> {
+        let context = PolicyContext::new("kv_cache", LayerType::Attention, ComponentType::KvCache, 0);
+        // What it is by itself, which rules may lower or raise.
+        self.precision(&PolicyContext { memory_usage, ..context }, Some(BitNetDType::F16))
+    }
+
+    /// Takes note of a layer, in the place of one of the same name.
+    pub fn register_layer(&self, spec: LayerPrecisionSpec) -> Result<()> {
+        spec.check()?;
+        self.layers().insert(spec.name.clone(), spec);
+        Ok(())
+    }
+
+    /// What the formats of the registered layers cost.
+    pub fn analyze_configuration(&self) -> Result<PrecisionAnalysis> {
+        let converter = PrecisionConverter::new(ConversionConfig::high_precision())?;
+        let mut analysis = PrecisionAnalysis::default();
+        let (mut error_sum, mut measured) = (0.0, 0usize);
+        for spec in self.layers().values() {
+            for (component, elements) in &spec.elements {
+                let precision = self.precision_in(spec, *component);
+                let bytes = precision.size_bytes(*elements).unwrap_or(usize::MAX);
+                let error = match spec.tensors.get(component) {
+                    Some(tensor) => Some(converter.convert_measured(tensor, precision)?.1.relative),
+                    None => None,
+                };
+                if let Some(error) = error {
+                    error_sum += error * *elements as f64;
+                    measured += elements;
+                }
+                analysis.bytes = analysis.bytes.saturating_add(bytes);
+                analysis.single_precision_bytes += elements.saturating_mul(size_of::<f32>());
+                let (layer, component, elements) = (spec.name.clone(), *component, *elements);
+                analysis.tensors.push(TensorAnalysis { layer, component, precision, elements, bytes, error });
+            }
+        }
+        if analysis.single_precision_bytes > 0 {
+            analysis.memory_savings = 1.0 - analysis.bytes as f64 / analysis.single_precision_bytes as f64;
+        }
+        if measured > 0 {
+            analysis.accuracy_impact = error_sum / measured as f64;
+        }
+        Ok(analysis)
+    }
+
+    /// The formats that would serve `objective` better, for those registered tensors whose values are known. Bytes, errors
+    /// and the time of a product are measured, for each format that the component can have. What is ternary stays so.
+    pub fn optimize_precision(&self, objective: OptimizationObjective) -> Result<Vec<PrecisionChange>> {
+        let weights = objective.weights()?;
+        let converter = PrecisionConverter::new(ConversionConfig::high_precision())?;
+        let mut changes = Vec::new();
+        for spec in self.layers().values() {
+            for (component, tensor) in &spec.tensors {
+                let from = self.precision_in(spec, *component);
+                let formats = component.formats().iter().filter(|f| **f != BitNetDType::BitNet158);
+                if from == BitNetDType::BitNet158
+                    || tensor.dtype() == BitNetDType::BitNet158
+                    || tensor.is_empty()
+                {
+                    continue;
+                }
+                let mut costs = Vec::new();
+                for format in formats {
+                    costs.push((*format, cost(&converter, tensor, *format)?));
+                }
+                let largest = |i: usize| costs.iter().map(|(_, cost)| cost[i]).fold(0.0f64, f64::max);
+                let largest = [largest(0), largest(1), largest(2)];
+                let score = |cost: &[f64; 3]| -> f64 {
+                    (0..3).filter(|i| largest[*i] > 0.0).map(|i| weights[i] * cost[i] / largest[i]).sum()
+                };
+                let best = costs.iter().min_by(|(_, a), (_, b)| score(a).total_cmp(&score(b)));
+                if let Some((to, [bytes, seconds, error])) = best.filter(|(to, _)| *to != from) {
+                    let (layer, component) = (spec.name.clone(), *component);
+                    let reason = format!(
+                        "{bytes} bytes, {:.3} µs a product, {:.3} % error",
+                        1e6 * seconds,
+                        100.0 * error
+                    );
+                    changes.push(PrecisionChange { layer, component, from, to: *to, reason });
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Asks `policies` about every registered layer that allows it, under what has been measured meanwhile, and changes the
+    /// formats of its components. `measured`: only what is not about a tensor is read.
+    pub fn adjust(
+        &self,
+        policies: &PolicyEngine,
+        measured: &PolicyContext<'_>,
+    ) -> Result<Vec<PrecisionChange>> {
+        policies.check()?;
+        let mut layers = self.layers();
+        let mut changes = Vec::new();
+        for spec in layers.values_mut().filter(|spec| spec.dynamic) {
+            for component in spec.components.keys().copied().collect::<Vec<_>>() {
+                let from = self.precision_in(spec, component);
+                let parameters = spec.elements.get(&component).copied().unwrap_or(0);
+                let (layer, layer_type) = (spec.name.as_str(), spec.layer_type);
+                let context = PolicyContext { layer, layer_type, component, parameters, ..*measured };
+                let decision = policies.decide(&context).filter(|_| from != BitNetDType::BitNet158);
+                let Some((policy, action)) = decision else { continue };
+                let Some(to) = action.apply(Some(from), component.formats()) else { continue };
+                check([(component, to)], ComponentType::formats)?;
+                if to != from {
+                    spec.components.insert(component, to);
+                    let reason = policy.to_string();
+                    changes.push(PrecisionChange { layer: spec.name.clone(), component, from, to, reason });
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// What a layer says for itself, then what is said for it, then single precision.
+    fn precision_in(&self, spec: &LayerPrecisionSpec, component: ComponentType) -> BitNetDType {
+        let own = spec.components.get(&component).copied();
+        let said = || self.config.precision_of(&spec.name, spec.layer_type, component);
+        own.or_else(said).unwrap_or(match component {
+            ComponentType::Activations => spec.input,
+            _ => BitNetDType::F32,
+        })
+    }
+
+    fn layers(&self) -> MutexGuard<'_, BTreeMap<String, LayerPrecisionSpec>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes, seconds to read the values, and the relative error of a tensor in a format.
+fn cost(converter: &PrecisionConverter, tensor: &BitNetTensor, format: BitNetDType) -> Result<[f64; 3]> {
+    let (converted, error) = converter.convert_measured(tensor, format)?;
+    Ok([converted.size_bytes() as f64, seconds(converter, tensor, format)?, error.relative])
+}
+
+/// The time of a product of the values with a vector, as the engine computes products of dense matrices in `format`.
+fn seconds(converter: &PrecisionConverter, tensor: &BitNetTensor, format: BitNetDType) -> Result<f64> {
+    let Some(format) = format.dense_format() else { return Ok(0.0) };
+    let wide = converter.convert_tensor(tensor, BitNetDType::F32)?;
+    let values = wide.as_bytes().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    let mut values: Vec<f32> = values.collect();
+    values.resize(values.len().next_multiple_of(format.block()), 0.0);
+    let mut bytes = Vec::new();
+    // What is not written here has no type, either.
+    if format.quantize_row(&values, &mut bytes).is_err() {
+        return Ok(0.0);
+    }
+    let (view, threads) = (DenseView::new(&bytes, 1, values.len(), format), Threads::new(1));
+    let mut shortest = f64::INFINITY;
+    for _ in 0..TIMINGS {
+        let start = Instant::now();
+        dense_linear(Kernels::best(), &threads, &view, &values, 1, std::hint::black_box(&mut [0.0]));
+        shortest = shortest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(shortest)
+}
+
+fn check(
+    wishes: impl IntoIterator<Item = (ComponentType, BitNetDType)>,
+    formats: fn(ComponentType) -> &'static [BitNetDType],
+) -> Result<()> {
+    for (component, precision) in wishes {
+        let supported = formats(component);
+        if !supported.contains(&precision) {
+            return Err(Error::Precision { component, precision, supported });
+        }
+    }
+    Ok(())
+}
