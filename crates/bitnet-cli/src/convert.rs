@@ -31,7 +31,7 @@ pub(crate) struct ConvertArgs {
     output: PathBuf,
     /// The format of the ternary layers.
     #[arg(long = "type", value_name = "TYPE", default_value = "i2_s")]
-    layer_type: LayerType,
+    layer_type: TernaryType,
     /// The format of the embedding and the head; as in the input when not given.
     #[arg(long, value_name = "TYPE")]
     embedding: Option<DenseType>,
@@ -65,7 +65,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
 
 /// Formats of ternary layers that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum LayerType {
+pub(crate) enum TernaryType {
     /// Two bits a weight, one f32 scale a matrix; columns in multiples of 128 (bitnet.cpp).
     #[value(name = "i2_s")]
     I2S,
@@ -77,12 +77,12 @@ pub(crate) enum LayerType {
     Tq2_0,
 }
 
-impl LayerType {
+impl TernaryType {
     pub(crate) fn format(self) -> TernaryFormat {
         match self {
-            LayerType::I2S => TernaryFormat::I2s(I2sLayout::Block128),
-            LayerType::Tq1_0 => TernaryFormat::Tq1_0,
-            LayerType::Tq2_0 => TernaryFormat::Tq2_0,
+            TernaryType::I2S => TernaryFormat::I2s(I2sLayout::Block128),
+            TernaryType::Tq1_0 => TernaryFormat::Tq1_0,
+            TernaryType::Tq2_0 => TernaryFormat::Tq2_0,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bitnet_inference::config::ModelConfig;
 use bitnet_inference::synth::{self, SynthOptions, SynthShape};
 
-use crate::convert::{DenseType, LayerType, ProgressLine};
+use crate::convert::{DenseType, ProgressLine, TernaryType};
 use crate::interrupt;
 use crate::values;
 
@@ -30,7 +30,7 @@ pub(crate) struct SynthArgs {
     output: PathBuf,
     /// The format of the ternary layers.
     #[arg(long = "type", value_name = "TYPE", default_value = "i2_s")]
-    layer_type: LayerType,
+    layer_type: TernaryType,
     /// The format of the embedding, which is also the head.
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     embedding: DenseType,

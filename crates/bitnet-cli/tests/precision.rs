@@ -72,7 +72,7 @@ fn a_policy_is_measured_on_a_given_text() {
     assert!(failure(&["--text", "no-such-file"]).contains("no-such-file"));
     assert!(failure(&["--policy", "boldest"]).contains("conservative, balanced, aggressive, or a JSON file"));
     let broken = file("broken.json", r#"{"components": {"norm": "i4"}}"#);
-    let message = "bitnet: error: the norms cannot be kept as i4; possible are f32, f16, bf16\n";
+    let message = "bitnet: error: the norms cannot be kept as i4; use one of f32, f16, bf16\n";
     assert_eq!(failure(&["--policy", &broken]), message);
     assert_eq!(call(&["precision", "--tokens", "0"]).status, 2);
     assert_eq!(call(&["precision", "--tokens", "9", "--text", &text]).status, 2);

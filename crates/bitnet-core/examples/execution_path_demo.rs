@@ -41,7 +41,7 @@ fn main() -> Result<(), bitnet_core::Error> {
     ] {
         print!("{error}: ");
         match fallback_to_candle(error) {
-            Ok(tensor) => println!("done, shape {:?}: {:?}", tensor.shape(), tensor.as_slice::<f32>()),
+            Ok(tensor) => println!("done, shape {:?}: {:?}", tensor.dims(), tensor.as_slice::<f32>()),
             Err(error) => println!("not done: {error}"),
         }
     }

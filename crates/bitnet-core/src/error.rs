@@ -432,7 +432,7 @@ fn possible(dtypes: &[crate::BitNetDType]) -> String {
     let names: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
     match names.is_empty() {
         true => "give none, as the engine has no such thing".to_owned(),
-        false => format!("it can be {}", names.join(", ")),
+        false => format!("use one of {}", names.join(", ")),
     }
 }
 

@@ -423,11 +423,12 @@ impl DevicePool {
 
     /// Counts `size` bytes as back.
     fn unreserve(&self, size: usize) {
+        // In the other order than they are counted in, so that the total never goes beyond the caps.
+        self.total.fetch_sub(size, Ordering::Relaxed);
         let out = self.out(size);
         if out.counts {
             out.bytes.fetch_sub(size, Ordering::Relaxed);
         }
-        self.total.fetch_sub(size, Ordering::Relaxed);
     }
 
     /// A block, and whether it may hold something else than zeros.

@@ -13,7 +13,7 @@ pub use statistics::{LengthStatistics, ProcessingSummary, SequenceStatistics};
 
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
-use lengths::Limits;
+use lengths::LengthLimits;
 
 /// Names that vocabularies have for padding.
 const PAD_TOKENS: [&str; 5] = ["<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|end_of_text|>"];
@@ -198,9 +198,13 @@ impl SequenceManager {
     }
 
     /// What sequences of these lengths are cut and filled up to.
-    fn limits(&self, lens: impl Iterator<Item = usize> + Clone, pad_token_id: Option<u32>) -> Result<Limits> {
+    fn limits(
+        &self,
+        lens: impl Iterator<Item = usize> + Clone,
+        pad_token_id: Option<u32>,
+    ) -> Result<LengthLimits> {
         let SequenceConfig { max_length, padding, vocab_size, .. } = &self.config;
-        let limits = Limits::new(*max_length, *padding, lens.clone())?;
+        let limits = LengthLimits::new(*max_length, *padding, lens.clone())?;
         if limits.padded.is_some_and(|padded| lens.clone().any(|len| len < padded)) {
             let Some(id) = pad_token_id else {
                 return Err(Error::MissingPadToken);
@@ -216,7 +220,7 @@ impl SequenceManager {
         i: usize,
         first: &'a [u32],
         second: Option<&'a [u32]>,
-        limits: &Limits,
+        limits: &LengthLimits,
     ) -> Result<(&'a [u32], &'a [u32])> {
         let second = second.unwrap_or_default();
         let len = first.len() + second.len();

@@ -28,14 +28,14 @@ pub enum TensorIndex {
 
 /// Extents, and the distances in memory between neighbours in each dimension.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub(crate) struct StridedLayout {
     pub(crate) shape: Vec<usize>,
     pub(crate) strides: Vec<isize>,
     /// The first element.
     pub(crate) offset: usize,
 }
 
-impl Layout {
+impl StridedLayout {
     /// Row-major without gaps.
     pub(crate) fn contiguous(shape: &[usize]) -> Self {
         let mut strides = vec![0; shape.len()];
@@ -44,7 +44,7 @@ impl Layout {
             *s = stride;
             stride *= (*extent).max(1) as isize;
         }
-        Layout { shape: shape.to_vec(), strides, offset: 0 }
+        StridedLayout { shape: shape.to_vec(), strides, offset: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -67,7 +67,7 @@ impl Layout {
         if indices.len() > self.shape.len() {
             return Err(Error::BadAxis { axis: indices.len() as isize - 1, n_dims: self.shape.len() });
         }
-        let mut out = Layout { shape: Vec::new(), strides: Vec::new(), offset: self.offset };
+        let mut out = StridedLayout { shape: Vec::new(), strides: Vec::new(), offset: self.offset };
         for (dim, (&extent, &stride)) in self.shape.iter().zip(&self.strides).enumerate() {
             let index = indices.get(dim).unwrap_or(&TensorIndex::Full);
             let (first, n, step) = match index {
@@ -106,7 +106,7 @@ impl Layout {
         }
         let shape = axes.iter().map(|&axis| self.shape[axis]).collect();
         let strides = axes.iter().map(|&axis| self.strides[axis]).collect();
-        Ok(Layout { shape, strides, offset: self.offset })
+        Ok(StridedLayout { shape, strides, offset: self.offset })
     }
 
     /// Repeats dimensions of extent 1, and new ones in front, without moving in memory.
@@ -120,14 +120,14 @@ impl Layout {
         }
         let mut strides = vec![0; shape.len() - self.shape.len()];
         strides.extend(self.shape.iter().zip(&self.strides).map(|(&n, &s)| if n == 1 { 0 } else { s }));
-        Ok(Layout { shape: shape.to_vec(), strides, offset: self.offset })
+        Ok(StridedLayout { shape: shape.to_vec(), strides, offset: self.offset })
     }
 
     /// The same elements in the same order under another shape; `None` where that takes a copy.
     pub(crate) fn reshape(&self, shape: &[usize]) -> Option<Self> {
         let mut strides = vec![0isize; shape.len()];
         if self.len() == 0 {
-            return Some(Layout { offset: self.offset, ..Layout::contiguous(shape) });
+            return Some(StridedLayout { offset: self.offset, ..StridedLayout::contiguous(shape) });
         }
         // Each stretch of old dimensions that lies without gaps is cut anew, from the innermost one outwards.
         let mut stretches = merged([self]).into_iter().rev();
@@ -147,7 +147,7 @@ impl Layout {
             left /= extent;
             stride *= extent as isize;
         }
-        Some(Layout { shape: shape.to_vec(), strides, offset: self.offset })
+        Some(StridedLayout { shape: shape.to_vec(), strides, offset: self.offset })
     }
 }
 
@@ -188,7 +188,10 @@ pub(crate) fn axis_of(axis: isize, n_dims: usize) -> Result<usize> {
 
 /// Calls `f` for each run of the innermost dimension: with the first element and the stride of each layout, and the run's
 /// length. All layouts have one shape, whose dimensions are merged as far as all of them allow.
-pub(crate) fn runs<const N: usize>(layouts: [&Layout; N], mut f: impl FnMut([(usize, isize); N], usize)) {
+pub(crate) fn runs<const N: usize>(
+    layouts: [&StridedLayout; N],
+    mut f: impl FnMut([(usize, isize); N], usize),
+) {
     if layouts[0].len() == 0 {
         return;
     }
@@ -221,7 +224,7 @@ pub(crate) fn runs<const N: usize>(layouts: [&Layout; N], mut f: impl FnMut([(us
 }
 
 /// The dimensions of more than one element, neighbours joined where all layouts go on from one into the other.
-fn merged<const N: usize>(layouts: [&Layout; N]) -> Vec<(usize, [isize; N])> {
+fn merged<const N: usize>(layouts: [&StridedLayout; N]) -> Vec<(usize, [isize; N])> {
     let mut dims: Vec<(usize, [isize; N])> = Vec::new();
     for (dim, &extent) in layouts[0].shape.iter().enumerate().filter(|(_, extent)| **extent != 1) {
         let strides = layouts.map(|layout| layout.strides[dim]);
@@ -245,14 +248,14 @@ mod tests {
         assert_eq!(broadcast_shapes(&[], &[2, 0]).unwrap(), [2, 0]);
         let message = broadcast_shapes(&[2, 3], &[4, 3]).unwrap_err().to_string();
         assert!(message.contains("[2, 3]") && message.contains("[4, 3]"), "{message}");
-        let layout = Layout::contiguous(&[3, 1]);
+        let layout = StridedLayout::contiguous(&[3, 1]);
         assert!(layout.broadcast_to(&[1, 3]).is_err() && layout.broadcast_to(&[3]).is_err());
         assert_eq!(layout.broadcast_to(&[2, 3, 4]).unwrap().strides, [0, 1, 0]);
     }
 
     #[test]
     fn axes_and_positions_that_do_not_exist_are_named() {
-        let layout = Layout::contiguous(&[2, 3]);
+        let layout = StridedLayout::contiguous(&[2, 3]);
         for axes in [&[0, 0][..], &[0, 2], &[0], &[0, 1, 2]] {
             assert!(matches!(layout.permute(axes), Err(Error::BadAxis { n_dims: 2, .. })), "{axes:?}");
         }
@@ -269,7 +272,7 @@ mod tests {
 
     #[test]
     fn reshapes_share_memory_wherever_strides_allow() {
-        let rows = Layout::contiguous(&[4, 6]);
+        let rows = StridedLayout::contiguous(&[4, 6]);
         assert_eq!(rows.reshape(&[2, 2, 3, 2]).unwrap().strides, [12, 6, 2, 1]);
         let transposed = rows.permute(&[1, 0]).unwrap();
         assert_eq!(transposed.reshape(&[2, 3, 2, 2]).unwrap().strides, [3, 1, 12, 6]);

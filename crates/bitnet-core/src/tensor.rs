@@ -21,7 +21,7 @@ use bytemuck::Pod;
 use crate::conversion::{ConversionConfig, ConversionEngine};
 use crate::file::Bytes;
 use crate::memory::{ALIGNMENT, HybridMemoryPool, MemoryHandle};
-use crate::shape::Layout;
+use crate::shape::StridedLayout;
 use crate::{Device, Error, Result};
 
 pub use crate::BitNetDType;
@@ -52,7 +52,7 @@ impl TensorMetadata {
 /// A tensor. Clones and views share its bytes.
 #[derive(Debug, Clone)]
 pub struct BitNetTensor {
-    layout: Layout,
+    layout: StridedLayout,
     dtype: BitNetDType,
     scale: Option<f32>,
     storage: Storage,
@@ -134,14 +134,14 @@ impl BitNetTensor {
     pub fn from_handle(handle: MemoryHandle, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(handle.size(), shape, dtype)?;
         let storage = Storage::Pool(Arc::new(handle));
-        Ok(BitNetTensor { layout: Layout::contiguous(shape), dtype, scale: None, storage })
+        Ok(BitNetTensor { layout: StridedLayout::contiguous(shape), dtype, scale: None, storage })
     }
 
     /// A tensor whose bytes stay in the file: nothing is copied.
     pub fn from_file(bytes: Bytes, shape: &[usize], dtype: BitNetDType) -> Result<Self> {
         check_size(bytes.len(), shape, dtype)?;
         Ok(BitNetTensor {
-            layout: Layout::contiguous(shape),
+            layout: StridedLayout::contiguous(shape),
             dtype,
             scale: None,
             storage: Storage::File(bytes),
@@ -256,7 +256,7 @@ impl BitNetTensor {
         let mut out = pool.allocate(size_bytes(self.shape(), self.dtype)?, ALIGNMENT, &self.device())?;
         self.gather(out.as_mut_slice());
         Ok(BitNetTensor {
-            layout: Layout::contiguous(self.shape()),
+            layout: StridedLayout::contiguous(self.shape()),
             storage: Storage::Pool(Arc::new(out)),
             ..self.clone()
         })

@@ -29,7 +29,7 @@ fn execution_path_optimization() {
 
     let mlx_error = MlxError::OperationFailed("a product failed".to_string());
     match fallback_to_candle(mlx_error) {
-        Ok(tensor) => panic!("nothing could be computed, and yet there is {:?}", tensor.shape()),
+        Ok(tensor) => panic!("nothing could be computed, and yet there is {:?}", tensor.dims()),
         Err(e) => assert!(e.to_string().contains("a product failed"), "{e}"),
     }
 

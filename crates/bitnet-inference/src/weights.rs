@@ -527,7 +527,7 @@ impl Loader<'_> {
         }
         if !cols.is_multiple_of(kept.block()) {
             let problem = format!(
-                "cannot be kept as {kept}: its rows of {cols} are no whole number of blocks of {}; possible are f32, f16, bf16",
+                "cannot be kept as {kept}: its rows of {cols} are no whole number of blocks of {}; use one of f32, f16, bf16",
                 kept.block()
             );
             return Err(self.bad(stored, problem).into());

@@ -118,7 +118,7 @@ fn norms_are_stored_and_computed_in_every_float() {
     for precision in [BitNetDType::I8, BitNetDType::I4] {
         let options = ModelOptions { precision: with(ComponentType::Norm, precision), ..Default::default() };
         let message = Model::embedded_with(&options).unwrap_err().to_string();
-        assert_eq!(message, format!("the norms cannot be kept as {precision}; possible are f32, f16, bf16"));
+        assert_eq!(message, format!("the norms cannot be kept as {precision}; use one of f32, f16, bf16"));
     }
 }
 
@@ -223,7 +223,7 @@ fn rows_that_are_no_whole_blocks_are_refused_by_name() {
     assert!(
         message.ends_with(
             "the tensor `model.embed_tokens.weight` cannot be kept as q8_0: its rows of 76 are no whole number of \
-             blocks of 32; possible are f32, f16, bf16"
+             blocks of 32; use one of f32, f16, bf16"
         ),
         "{message}"
     );
@@ -246,7 +246,7 @@ fn what_the_bounds_of_a_head_are_kept_in_is_a_precision() {
         assert_eq!(open(mode, precision).unwrap().head_mode(), want);
     }
     let message = open(HeadMode::Exact, bounds(BitNetDType::F16)).unwrap_err().to_string();
-    assert_eq!(message, "the bounds of the head cannot be kept as f16; possible are i8, i4");
+    assert_eq!(message, "the bounds of the head cannot be kept as f16; use one of i8, i4");
 }
 
 /// Bounds of a head are of the rows that are computed: those of another format are not taken from the cache.

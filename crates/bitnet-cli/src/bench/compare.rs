@@ -20,7 +20,7 @@ pub(super) struct Peer<'a> {
 
 /// What the peer reached; a phase that it does not measure is absent.
 #[derive(Debug)]
-pub(super) struct Comparison {
+pub(super) struct PeerRates {
     command: String,
     rounds: u32,
     pp: Option<Rates>,
@@ -40,7 +40,7 @@ impl Peer<'_> {
         &self,
         rounds: u32,
         mut ours: impl FnMut() -> anyhow::Result<(f64, f64)>,
-    ) -> anyhow::Result<(Rates, Rates, Comparison)> {
+    ) -> anyhow::Result<(Rates, Rates, PeerRates)> {
         let (mut our_pp, mut our_tg, mut pp, mut tg) = (vec![], vec![], vec![], vec![]);
         for _ in 0..rounds {
             let (prompt, generation) = ours()?;
@@ -52,7 +52,7 @@ impl Peer<'_> {
         }
         let of_peer = |rates: Vec<f64>| (!rates.is_empty()).then(|| Rates::of(rates));
         let comparison =
-            Comparison { command: self.command.to_owned(), rounds, pp: of_peer(pp), tg: of_peer(tg) };
+            PeerRates { command: self.command.to_owned(), rounds, pp: of_peer(pp), tg: of_peer(tg) };
         Ok((Rates::of(our_pp), Rates::of(our_tg), comparison))
     }
 
@@ -170,7 +170,7 @@ fn measurements(object: &Value) -> Vec<(Phase, Option<u64>, f64)> {
     phases.into_iter().filter_map(|(phase, n, tok_s)| Some((phase, count(n), rate(tok_s)?))).collect()
 }
 
-impl Comparison {
+impl PeerRates {
     /// `pp`, `tg`: our rates.
     pub(super) fn to_json(&self, pp: Rates, tg: Rates) -> Value {
         let mut object = json!({ "command": self.command, "rounds": self.rounds });

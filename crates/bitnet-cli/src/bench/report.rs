@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use bitnet_quant::limits::Limits;
 use serde_json::{Value, json};
 
-use super::compare::Comparison;
+use super::compare::PeerRates;
 use super::rounds::{Candidates, Rates};
 
 /// One benchmark.
@@ -32,7 +32,7 @@ pub(super) struct Report {
     pub(super) before: Limits,
     pub(super) after: Limits,
     /// The other benchmark that ran in turns with this one.
-    pub(super) compared: Option<Comparison>,
+    pub(super) compared: Option<PeerRates>,
 }
 
 impl Report {

@@ -73,19 +73,19 @@ fn what_the_engine_cannot_do_is_refused_with_what_it_can() {
     let one = |component, precision| MixedPrecisionConfig::default().with_component(component, precision);
     assert_eq!(
         refusal(one(ComponentType::KvCache, BitNet158)),
-        "the KV cache cannot be kept as bitnet158; possible are f32, f16, bf16, i8, i4"
+        "the KV cache cannot be kept as bitnet158; use one of f32, f16, bf16, i8, i4"
     );
     assert_eq!(
         refusal(one(ComponentType::Norm, I8)),
-        "the norms cannot be kept as i8; possible are f32, f16, bf16"
+        "the norms cannot be kept as i8; use one of f32, f16, bf16"
     );
     assert_eq!(
         refusal(one(ComponentType::Gradients, F32)),
-        "the gradients cannot be kept as f32; the engine has no such thing: leave it out"
+        "the gradients cannot be kept as f32; give none, as the engine has no such thing"
     );
     assert_eq!(
         refusal(one(ComponentType::Activations, I8)),
-        "the activations cannot be kept as i8; possible are f32"
+        "the activations cannot be kept as i8; use one of f32"
     );
     assert!(
         PrecisionManager::new(one(ComponentType::Activations, I8)).is_ok(),

@@ -41,14 +41,14 @@ pub enum TruncationStrategy {
 
 /// The lengths of a batch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct LengthLimits {
     /// The most tokens that a sequence keeps.
     pub(super) kept: usize,
     /// The length of all sequences, where there is one.
     pub(super) padded: Option<usize>,
 }
 
-impl Limits {
+impl LengthLimits {
     pub(super) fn new(
         max_length: Option<usize>,
         padding: PaddingStrategy,
@@ -72,13 +72,13 @@ impl Limits {
             }
             PaddingStrategy::MaxLength => (max, Some(max)),
         };
-        Ok(Limits { kept, padded })
+        Ok(LengthLimits { kept, padded })
     }
 }
 
 impl TruncationStrategy {
     /// What is kept of the two parts of the `i`-th sequence, whose lengths are `lens`.
-    pub(super) fn kept(self, i: usize, lens: [usize; 2], limits: &Limits) -> Result<[Range<usize>; 2]> {
+    pub(super) fn kept(self, i: usize, lens: [usize; 2], limits: &LengthLimits) -> Result<[Range<usize>; 2]> {
         let [a, b] = lens;
         let excess = (a + b).saturating_sub(limits.kept);
         let too_long = || Error::SequenceTooLong { index: i, len: a + b, max: limits.kept };

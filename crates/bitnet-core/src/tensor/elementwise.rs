@@ -11,7 +11,7 @@ use bitnet_quant::kernels::{Arithmetic, Comparison, Kernels, Operand};
 
 use crate::Result;
 use crate::memory::{ALIGNMENT, HybridMemoryPool};
-use crate::shape::{Layout, broadcast_shapes, runs};
+use crate::shape::{StridedLayout, broadcast_shapes, runs};
 
 use super::{BitNetDType, BitNetTensor, Device, size_bytes};
 
@@ -45,13 +45,13 @@ struct Side {
     values: Option<BitNetTensor>,
     number: [f32; 1],
     /// In the shape of the result.
-    layout: Layout,
+    layout: StridedLayout,
 }
 
 impl Side {
     fn new(term: Term<'_>, shape: &[usize], pool: &HybridMemoryPool) -> Result<Self> {
         let (values, number, layout) = match term {
-            Term::Scalar(x) => (None, x, Layout::contiguous(&[])),
+            Term::Scalar(x) => (None, x, StridedLayout::contiguous(&[])),
             Term::Tensor(tensor) => {
                 let values = tensor.strided_values(pool)?;
                 let layout = values.layout.clone();
@@ -156,8 +156,11 @@ impl BitNetTensor {
         let shape = self.shape().to_vec();
         let out = self.values_mut(pool)?;
         // Only the place of this side is walked; the kernel reads it from the output.
-        let place =
-            Side { values: None, number: [0.0], layout: Layout::contiguous(&[]).broadcast_to(&shape)? };
+        let place = Side {
+            values: None,
+            number: [0.0],
+            layout: StridedLayout::contiguous(&[]).broadcast_to(&shape)?,
+        };
         pieces(&[place, side], |at, _, b| Kernels::best().arithmetic(op, Operand::Output, b, &mut out[at]));
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Views: the same bytes under another shape, and the copies where a view cannot be.
 
 use crate::memory::{ALIGNMENT, HybridMemoryPool};
-use crate::shape::{Layout, TensorIndex, axis_of, runs};
+use crate::shape::{StridedLayout, TensorIndex, axis_of, runs};
 use crate::{Error, Result};
 
 use super::{BitNetTensor, size_bytes};
@@ -35,13 +35,13 @@ impl BitNetTensor {
     /// The same elements, row-major, under another shape. Shares the bytes where strides can say it, which they always can
     /// of a contiguous tensor; otherwise it is a copy.
     pub fn reshape(&self, shape: &[usize], pool: &HybridMemoryPool) -> Result<Self> {
-        if size_bytes(shape, self.dtype).is_err() || Layout::contiguous(shape).len() != self.len() {
+        if size_bytes(shape, self.dtype).is_err() || StridedLayout::contiguous(shape).len() != self.len() {
             let (left, right) = (self.shape().to_vec(), shape.to_vec());
             return Err(Error::Shapes { operation: "reshape", left, right });
         }
         match self.layout.reshape(shape) {
             Some(layout) => Ok(BitNetTensor { layout, ..self.clone() }),
-            None => Ok(BitNetTensor { layout: Layout::contiguous(shape), ..self.copy(pool)? }),
+            None => Ok(BitNetTensor { layout: StridedLayout::contiguous(shape), ..self.copy(pool)? }),
         }
     }
 
@@ -100,7 +100,7 @@ impl BitNetTensor {
         }
     }
 
-    fn view(&self, operation: &'static str, layout: Layout) -> Result<Self> {
+    fn view(&self, operation: &'static str, layout: StridedLayout) -> Result<Self> {
         self.check_whole_bytes(operation)?;
         Ok(BitNetTensor { layout, ..self.clone() })
     }
@@ -111,7 +111,7 @@ impl BitNetTensor {
     }
 }
 
-fn gather<const WIDTH: usize>(from: &[u8], layout: &Layout, out: &mut [u8]) {
+fn gather<const WIDTH: usize>(from: &[u8], layout: &StridedLayout, out: &mut [u8]) {
     let mut done = 0;
     runs([layout], |[(start, stride)], len| {
         let out = &mut out[WIDTH * done..][..WIDTH * len];
