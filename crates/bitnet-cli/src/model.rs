@@ -18,10 +18,9 @@ use bitnet_quant::kernels::Isa;
 use bitnet_quant::layout::Layout;
 use bitnet_quant::packing::I2sLayout;
 use clap::Args;
-
-use crate::interrupt::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::interrupt::Watch;
 use crate::precision::Policy;
 use crate::values;
 
@@ -63,7 +62,8 @@ pub(crate) struct ModelArgs {
     /// `bitnet precision` describes it, which also measures what they cost [default: as in the file].
     #[arg(long, value_name = "POLICY")]
     precision: Option<Policy>,
-    /// Neither use nor leave weights in faster forms in the user's cache folder.
+    /// Neither use nor leave weights in faster forms in the user's cache folder. Large models then run from the layout of
+    /// their file, with the full head, unless --layout or --head asks for other forms.
     #[arg(long)]
     no_cache: bool,
     /// Print on standard error what the model runs on, why, and why not on anything else.
