@@ -56,8 +56,7 @@ fn a_policy_is_measured_on_a_given_text() {
     assert_eq!((&measured[1]["bytes"]["head"], &measured[1]["kv"]), (&(2048 * 272).into(), &"i4".into()));
     assert!(number(&measured[1], "kl_divergence") > 0.0);
     // English that the model knows, and the same letters in disorder.
-    let disorder =
-        file("disorder", "Ecno nopu a emit erehtsaw a elttil lrig. Ehs dekil ot yalp htiw reh god.");
+    let disorder = file("disorder", "Dog her with play liked she girl little a was there time a upon once.");
     let (_, shuffled) = strategies(&["--policy", "conservative", "--text", &disorder]);
     assert_eq!(shuffled.len(), 1);
     assert!(number(&shuffled[0], "perplexity") > 4.0 * number(&measured[0], "perplexity"));

@@ -158,7 +158,7 @@ fn churn(pool: &HybridMemoryPool, mut random: u64, until: impl Fn(usize) -> bool
 
 /// For `cargo xtask soak`, which says how long; a second otherwise.
 #[test]
-fn soak_nothing_is_lost_and_nobody_writes_into_anothers_memory() {
+fn soak_nothing_is_lost_and_each_thread_keeps_its_memory_to_itself() {
     let seconds = std::env::var("BITNET_SOAK_SECONDS").ok().map_or(1, |s| s.parse().unwrap());
     let until = Instant::now() + Duration::from_secs(seconds);
     let pool = HybridMemoryPool::with_config(tracked(TrackingLevel::Detailed)).unwrap();

@@ -11,7 +11,7 @@ pub(crate) const DEFAULT_DURATION: Duration = Duration::from_secs(60);
 /// Under valgrind, which runs one thread at a time and some twenty times slower.
 const VALGRIND_SECONDS: u64 = 10;
 
-const TEST: &str = "memory::soak_nothing_is_lost_and_nobody_writes_into_anothers_memory";
+const TEST: &str = "memory::soak_nothing_is_lost_and_each_thread_keeps_its_memory_to_itself";
 
 pub(crate) fn check(duration: Duration) -> Result<Outcome, Error> {
     let soak = |seconds: u64| {
