@@ -6,17 +6,15 @@
 mod batch;
 mod lengths;
 mod statistics;
+#[cfg(feature = "tokenizers")]
+mod texts;
 
 pub use batch::{ProcessedSequence, SequenceBatch};
 pub use lengths::{PaddingStrategy, TruncationStrategy};
 pub use statistics::{LengthStatistics, ProcessingSummary, SequenceStatistics};
 
-use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use lengths::LengthLimits;
-
-/// Names that vocabularies have for padding.
-const PAD_TOKENS: [&str; 5] = ["<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|end_of_text|>"];
 
 /// How sequences are made into a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,14 +128,6 @@ impl SequenceManager {
         pad_token_id: Option<u32>,
     ) -> Result<SequenceBatch> {
         self.process(pairs.iter().map(|(a, b)| (a.as_slice(), Some(b.as_slice()))), pad_token_id)
-    }
-
-    /// The same for texts, with the ids that a model expects around them. Where no padding token is configured, it is the
-    /// one of the vocabulary.
-    pub fn process_texts(&mut self, tokenizer: &Tokenizer, texts: &[&str]) -> Result<SequenceBatch> {
-        let sequences = texts.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
-        let of_vocabulary = || PAD_TOKENS.iter().find_map(|token| tokenizer.token_to_id(token));
-        self.process_batch(&sequences, self.config.pad_token_id.or_else(of_vocabulary))
     }
 
     /// What is wrong with the configuration, or with one of `sequences`, as [`process_batch`](Self::process_batch) would

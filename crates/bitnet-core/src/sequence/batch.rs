@@ -1,8 +1,5 @@
 //! A batch of sequences that are cut and filled up, with the masks that tell tokens from padding.
 
-use crate::Result;
-use crate::tokenizer::Tokenizer;
-
 /// A sequence as it is after processing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessedSequence {
@@ -88,11 +85,6 @@ impl SequenceBatch {
         let first = lens.next().unwrap_or(0);
         lens.all(|len| len == first)
             .then(|| self.sequences.iter().flat_map(|s| &s.attention_mask).copied().collect())
-    }
-
-    /// The texts, without padding and special tokens.
-    pub fn decode(&self, tokenizer: &Tokenizer) -> Result<Vec<String>> {
-        self.sequences.iter().map(|s| tokenizer.decode(s.unpadded(), true)).collect()
     }
 
     /// Bytes that the batch has allocated.

@@ -1,11 +1,8 @@
 //! Lengths, masks, refusals and sizes, over all strategies.
 
-use std::collections::HashMap;
-
 use proptest::prelude::*;
 
 use super::*;
-use crate::tokenizer::{add_special_tokens, create_simple_tokenizer};
 
 fn cut(truncation: TruncationStrategy, max: usize) -> SequenceManager {
     SequenceManager::new().with_max_length(max).with_truncation_strategy(truncation)
@@ -164,20 +161,6 @@ fn statistics_are_kept_where_they_are_asked_for() {
     let lengths = manager.analyze_batch_lengths(&sequences);
     assert_eq!((lengths.min_length, lengths.max_length, lengths.average_length), (1, 4, 2.5));
     assert_eq!(manager.analyze_batch_lengths(&[]), LengthStatistics::default());
-}
-
-#[test]
-fn texts_become_a_batch_and_come_back() {
-    let words = ["hello", "world", "again"].iter().zip(0..).map(|(word, id)| ((*word).to_owned(), id));
-    let mut tokenizer = create_simple_tokenizer(words.collect::<HashMap<_, _>>()).unwrap();
-    let mut manager = SequenceManager::new().with_padding_strategy(PaddingStrategy::LongestInBatch);
-    let texts = ["hello world again", "again"];
-    assert!(matches!(manager.process_texts(&tokenizer, &texts), Err(Error::MissingPadToken)));
-    add_special_tokens(&mut tokenizer, &[("[PAD]", 8)]).unwrap();
-    let batch = manager.process_texts(&tokenizer, &texts).unwrap();
-    assert_eq!(batch.sequences()[1].tokens, [2, 8, 8]);
-    assert_eq!(batch.decode(&tokenizer).unwrap(), texts);
-    assert!(manager.process_texts(&tokenizer, &["unheard"]).is_err());
 }
 
 #[test]
