@@ -1,7 +1,8 @@
 //! The only converter between number formats, of tensors and of stored matrices.
 //!
 //! A conversion reads a tensor chunk by chunk as numbers and writes them as elements of the other type, with the formulas
-//! of `conversion/elements.rs`. Beside the result it takes the memory of the chunks and no more, all of it from the pool.
+//! of `conversion/elements.rs`. Beside the result it takes the memory of the chunks and no more, all of it from the pool; a
+//! view with gaps is copied to a tensor without first, and matrices take a row for each thread.
 //! Every type converts to every other; what is refused is a value that the type asked for cannot hold.
 
 mod elements;

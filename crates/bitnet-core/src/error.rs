@@ -210,6 +210,12 @@ pub enum Error {
         /// The dimension.
         dim: usize,
     },
+    /// Tensors whose codes have different steps.
+    #[error("cannot {operation} tensors of different scales; convert them to f32 first")]
+    MixedScales {
+        /// The operation.
+        operation: &'static str,
+    },
     /// Tensors of two types where one is needed.
     #[error("cannot {operation} {left} and {right} tensors; convert one of them first")]
     MixedTypes {
@@ -478,6 +484,7 @@ mod tests {
             Error::BadAxis { axis: 2, n_dims: 1 },
             Error::BadIndex { index: 3, dim: 0, extent: 2 },
             Error::Empty { operation: "the maximum" },
+            Error::MixedScales { operation: "concatenate" },
             Error::MixedTypes { operation: "add", left: BitNetDType::F32, right: BitNetDType::I4 },
             Error::Packed { operation: "slice", dtype: BitNetDType::I4 },
             Error::BadMatrix { operation: "solve", wanted: "regular" },
@@ -521,6 +528,7 @@ mod tests {
                 | Error::BadAxis { .. }
                 | Error::BadIndex { .. }
                 | Error::Empty { .. }
+                | Error::MixedScales { .. }
                 | Error::MixedTypes { .. }
                 | Error::Packed { .. }
                 | Error::BadMatrix { .. }

@@ -260,7 +260,7 @@ impl MixedPrecisionConfig {
         Self::of_strategy(PrecisionStrategy::Aggressive)
     }
 
-    /// The configuration of a strategy. None of them makes a weight larger than it is in the file.
+    /// The configuration of a strategy. None of them makes a matrix larger than it is in the file.
     pub fn of_strategy(strategy: PrecisionStrategy) -> Self {
         let components: &[(ComponentType, BitNetDType)] = match strategy {
             PrecisionStrategy::Conservative => &[(ComponentType::KvCache, F32)],
@@ -362,20 +362,17 @@ impl MixedPrecisionConfig {
     }
 }
 
-/// Whether `name` is what `pattern` says, in which a `*` stands for any characters.
+/// Whether `name` is what `pattern` says, in which a `*` stands for any characters. Each part between two stars is taken
+/// where it comes first, which leaves the most for the others.
 fn matches_name(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut tail) = name.strip_prefix(start) else { return false };
-    loop {
-        if matches_name(rest, tail) {
-            return true;
-        }
-        let mut chars = tail.chars();
-        if chars.next().is_none() {
-            return false;
-        }
-        tail = chars.as_str();
+    let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*') {
+        let Some(at) = tail.find(part) else { return false };
+        tail = &tail[at + part.len()..];
     }
+    tail.ends_with(end)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bitnet_quant::dense::DenseFormat;
 use bytemuck::Pod;
 
-use crate::conversion::{ConversionConfig, ConversionEngine};
+use crate::conversion::{ConversionConfig, ConversionEngine, ConversionStrategy};
 use crate::file::Bytes;
 use crate::memory::{ALIGNMENT, HybridMemoryPool, MemoryHandle};
 use crate::shape::StridedLayout;
@@ -112,7 +112,9 @@ impl BitNetTensor {
         let ones = Self::filled(&[n, n], *device, pool, |out| {
             out.iter_mut().step_by(n + 1).for_each(|one| *one = 1.0);
         })?;
-        ones.to_dtype(dtype, pool)
+        // Ones and zeros are values of every type as they are.
+        let config = ConversionConfig { strategy: ConversionStrategy::Direct, ..ConversionConfig::default() };
+        ConversionEngine::new(config, pool.clone())?.convert(&ones, dtype)
     }
 
     /// A copy of `data`, row-major, whose elements are as wide as the type.

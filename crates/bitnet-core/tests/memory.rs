@@ -196,8 +196,8 @@ fn soak_nothing_is_lost_and_each_thread_keeps_its_memory_to_itself() {
 fn miri_a_little_of_everything() {
     // With caps, so that nobody asks the system how much memory there is.
     let config = MemoryPoolConfig {
-        max_small_pool_size: MIB,
-        max_large_pool_size: 4 * MIB,
+        max_small_pool_size: 64 * MIB,
+        max_large_pool_size: 64 * MIB,
         ..tracked(TrackingLevel::Detailed)
     };
     let pool = HybridMemoryPool::with_config(config).unwrap();

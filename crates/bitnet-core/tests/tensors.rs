@@ -1,8 +1,12 @@
 //! Tensors as values: their memory, their types, their files, and threads that share them.
 
+use bitnet_core::conversion::{ConversionConfig, ConversionEngine};
 use bitnet_core::memory::{HybridMemoryPool, MemoryPoolConfig};
-use bitnet_core::tensor::{ActivationFunction, TensorIndex, TensorMetadata, load_tensors, save_tensors};
+use bitnet_core::tensor::{
+    ActivationFunction, TensorIndex, TensorMetadata, Term, load_tensors, save_tensors,
+};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error};
+use bitnet_quant::kernels::Arithmetic;
 
 fn pool() -> HybridMemoryPool {
     HybridMemoryPool::new().unwrap()
@@ -146,7 +150,7 @@ fn tensors_come_back_from_files_as_they_were() {
     back["view"].add(&back["i8"].transpose().unwrap(), &pool).unwrap();
     let packed = BitNetTensor::zeros(&[4], BitNetDType::I4, &Device::Cpu, &pool).unwrap();
     let error = save_tensors(&path, &[("packed", &packed)]).unwrap_err().to_string();
-    assert!(error.contains("packed") && error.contains("convert it to i8"), "{error}");
+    assert!(error.contains("packed") && error.contains("convert it to f32"), "{error}");
     assert!(load_tensors(&path).unwrap().contains_key("view"), "the file that was there is lost");
 }
 
@@ -187,4 +191,35 @@ fn memory_that_is_not_there_is_an_error_that_loses_nothing() {
     let a = BitNetTensor::new(TensorMetadata::new(vec![20], BitNetDType::F32, Device::Cpu), &pool).unwrap();
     assert!(matches!(a.add(1.0, &pool), Err(Error::OutOfMemory { .. })));
     assert_eq!(pool.get_metrics().total_allocated, 80);
+}
+
+#[test]
+fn scales_are_kept_or_refused_and_never_forgotten() {
+    let pool = HybridMemoryPool::new().unwrap();
+    let five = |scale| {
+        let codes = BitNetTensor::from_slice(&[5i8], &[1], BitNetDType::I8, &Device::Cpu, &pool).unwrap();
+        codes.with_scale(scale)
+    };
+    let engine = ConversionEngine::new(ConversionConfig::default(), pool.clone()).unwrap();
+    let wide = |tensor: &BitNetTensor| engine.convert(tensor, BitNetDType::F32).unwrap();
+    let joined = BitNetTensor::concatenate(&[&five(Some(0.25)), &five(Some(0.25))], 0, &pool).unwrap();
+    assert_eq!(wide(&joined).as_slice::<f32>(), [1.25, 1.25]);
+    let mixed = BitNetTensor::concatenate(&[&five(Some(0.25)), &five(None)], 0, &pool);
+    assert!(matches!(mixed, Err(Error::MixedScales { .. })));
+    let folder = tempfile::tempdir().unwrap();
+    let refused = save_tensors(&folder.path().join("t.safetensors"), &[("codes", &five(Some(0.25)))]);
+    assert!(refused.unwrap_err().to_string().contains("convert it to f32"));
+
+    let mut values = wide(&five(Some(0.25)));
+    values.arithmetic_in_place(Arithmetic::Mul, Term::Scalar(0.1), &pool).unwrap();
+    assert_eq!(values.scale(), None, "new values have no step of old ones");
+
+    for dtype in
+        [BitNetDType::F32, BitNetDType::F16, BitNetDType::BF16, BitNetDType::I8, BitNetDType::BitNet158]
+    {
+        let identity = BitNetTensor::identity(4, dtype, &Device::Cpu, &pool).unwrap();
+        let values = wide(&identity);
+        let want: Vec<f32> = (0..16).map(|i| f32::from(u8::from(i % 5 == 0))).collect();
+        assert_eq!(values.as_slice::<f32>(), want, "{dtype}");
+    }
 }

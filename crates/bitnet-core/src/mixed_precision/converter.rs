@@ -20,6 +20,7 @@ pub struct PrecisionConverter {
     engine: ConversionEngine,
     /// Widens, without a strategy of its own.
     exact: ConversionEngine,
+    pool: HybridMemoryPool,
 }
 
 impl PrecisionConverter {
@@ -33,7 +34,8 @@ impl PrecisionConverter {
         let exact = ConversionConfig { strategy: ConversionStrategy::Direct, ..ConversionConfig::default() };
         Ok(PrecisionConverter {
             engine: ConversionEngine::new(config, pool.clone())?,
-            exact: ConversionEngine::new(exact, pool)?,
+            exact: ConversionEngine::new(exact, pool.clone())?,
+            pool,
         })
     }
 
@@ -53,9 +55,14 @@ impl PrecisionConverter {
         Ok((converted, error))
     }
 
+    /// The values of `tensor` in single precision, without gaps.
+    pub(super) fn values(&self, tensor: &BitNetTensor) -> Result<BitNetTensor> {
+        self.exact.convert(tensor, BitNetDType::F32)?.contiguous(&self.pool)
+    }
+
     /// How far `converted` is from `tensor`, in values.
     fn error(&self, tensor: &BitNetTensor, converted: &BitNetTensor) -> Result<ConversionError> {
-        let [before, after] = [tensor, converted].map(|t| self.exact.convert(t, BitNetDType::F32));
+        let [before, after] = [tensor, converted].map(|t| self.values(t));
         let (before, after) = (before?, after?);
         let values = before.as_bytes().as_chunks().0.iter().zip(after.as_bytes().as_chunks().0);
         let (mut max, mut squares, mut of) = (0.0f64, 0.0, 0.0);

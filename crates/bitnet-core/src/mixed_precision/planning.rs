@@ -360,7 +360,7 @@ fn cost(converter: &PrecisionConverter, tensor: &BitNetTensor, format: BitNetDTy
 /// The time of a product of the values with a vector, as the engine computes products of dense matrices in `format`.
 fn seconds(converter: &PrecisionConverter, tensor: &BitNetTensor, format: BitNetDType) -> Result<f64> {
     let Some(format) = format.dense_format() else { return Ok(0.0) };
-    let wide = converter.convert_tensor(tensor, BitNetDType::F32)?;
+    let wide = converter.values(tensor)?;
     let values = wide.as_bytes().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
     let mut values: Vec<f32> = values.collect();
     values.resize(values.len().next_multiple_of(format.block()), 0.0);

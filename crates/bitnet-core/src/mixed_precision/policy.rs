@@ -76,7 +76,15 @@ impl PolicyCondition {
         );
         let compares = matches!(self.operator, ConditionOperator::Equal | ConditionOperator::NotEqual);
         match (&self.value, is_name) {
-            (ConditionValue::Text(_), true) if compares => Ok(()),
+            (ConditionValue::Text(name), true) if compares => match self.condition {
+                ConditionType::LayerType if named::<LayerType>(name).is_none() => {
+                    Err(Error::bad_setting(format!("the layer type `{name}`"), "a known one"))
+                }
+                ConditionType::Component if named::<ComponentType>(name).is_none() => {
+                    Err(Error::bad_setting(format!("the component `{name}`"), "a known one"))
+                }
+                _ => Ok(()),
+            },
             (ConditionValue::Float(value), false) if value.is_finite() => Ok(()),
             _ => {
                 let must =

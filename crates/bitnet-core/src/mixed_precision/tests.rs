@@ -63,9 +63,21 @@ fn names_match_with_stars() {
         ("*q*", "attn_q", true),
         ("a*a", "a", false),
         ("*ä", "öä", true),
+        ("a*b*b", "ab", false),
+        ("*ab*b", "aabb", true),
     ] {
         assert_eq!(matches_name(pattern, name), matches, "{pattern} {name}");
     }
+}
+
+#[test]
+fn many_stars_take_no_longer_than_their_number() {
+    let stars = "*".repeat(300_000);
+    assert!(
+        matches_name(&format!("{stars}x"), "blk.0.attn_qx")
+            && !matches_name(&format!("{stars}x"), "blk.0.attn_q")
+    );
+    assert!(!matches_name(&"*a".repeat(1000), &"a".repeat(999)));
 }
 
 #[test]

@@ -183,6 +183,9 @@ impl BitNetTensor {
     /// The axis exchanged with the last one, which undoes itself. A tensor without axes is a row of one.
     fn with_axis_last(&self, axis: isize) -> Result<Self> {
         let n_dims = self.shape().len();
+        if n_dims == 0 && matches!(axis, 0 | -1) {
+            return Ok(self.clone());
+        }
         let axis = axis_of(axis, n_dims)?;
         let mut axes: Vec<usize> = (0..n_dims).collect();
         axes.swap(axis, n_dims - 1);

@@ -154,6 +154,8 @@ impl BitNetTensor {
             return Ok(());
         }
         let shape = self.shape().to_vec();
+        // New values have no step of old ones.
+        self.scale = None;
         let out = self.values_mut(pool)?;
         // Only the place of this side is walked; the kernel reads it from the output.
         let place = Side {

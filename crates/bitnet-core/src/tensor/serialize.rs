@@ -20,9 +20,15 @@ pub fn save_tensors(path: &Path, tensors: &[(&str, &BitNetTensor)]) -> Result<()
             let known = tensor.dtype.safetensors_name().and_then(|n| Dtype::try_from(Cow::Borrowed(n)).ok());
             let refused = || {
                 let problem =
-                    format!("is {}, which safetensors files cannot hold; convert it to i8", tensor.dtype);
+                    format!("is {}, which safetensors files cannot hold; convert it to f32", tensor.dtype);
                 Error::bad_tensor(path, *name, problem)
             };
+            if tensor.scale.is_some() && tensor.dtype.safetensors_name() == BitNetDType::I8.safetensors_name()
+            {
+                let problem =
+                    "has codes with a scale, which safetensors files cannot hold; convert it to f32";
+                return Err(Error::bad_tensor(path, *name, problem));
+            }
             Ok(TensorSpec { name, dtype: known.ok_or_else(refused)?, shape: tensor.shape() })
         })
         .collect::<Result<Vec<_>>>()?;

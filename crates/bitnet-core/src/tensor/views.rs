@@ -68,6 +68,10 @@ impl BitNetTensor {
                     right: tensor.dtype,
                 });
             }
+            // Codes of different steps stand for different values.
+            if tensor.scale != first.scale {
+                return Err(Error::MixedScales { operation: "concatenate" });
+            }
             shape[axis] = shape[axis].saturating_add(tensor.shape()[axis]);
         }
         first.check_whole_bytes("concatenate")?;
@@ -85,7 +89,7 @@ impl BitNetTensor {
             }
             at += len;
         }
-        Self::from_handle(out, &shape, first.dtype)
+        Ok(Self::from_handle(out, &shape, first.dtype)?.with_scale(first.scale))
     }
 
     /// The elements, row-major, into `out`, which has as many bytes.
