@@ -25,6 +25,7 @@ use crate::tokenize::TokenizeArgs;
         model that is part of the program is used.\n\n\
         Environment:\n  \
         BITNET_ISA  The instruction set: scalar, sse41, avx2, avx512 or neon; the widest that works by default\n  \
+        BITNET_CACHE_DIR  Where faster weights and timings are kept; a folder in the user's cache by default\n  \
         HF_HUB_CACHE, HF_HOME  Where the Hugging Face cache is; ~/.cache/huggingface/hub by default\n\n\
         Exit status: 0 for success, 1 for failure, 2 for wrong usage."
 )]

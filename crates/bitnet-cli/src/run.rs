@@ -52,7 +52,7 @@ pub(crate) struct RunArgs {
     logprobs: Option<usize>,
     /// Print where the time went: each operation with its calls, time, bytes, GB/s and share of what memory was measured to
     /// deliver; on standard error, or as part of --json.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prompt_file")]
     profile: bool,
     /// Print no notes, seed or speed on standard error.
     #[arg(long, short)]

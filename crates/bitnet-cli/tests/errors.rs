@@ -29,6 +29,7 @@ fn wrong_usage_has_its_own_status() {
         &["run", "--prompt", "x", "--prompt-file", "y"],
         &["run", "--prompt", "x", "--batch", "2"],
         &["run", "--prompt-file", "x", "--logprobs", "2"],
+        &["run", "--prompt-file", "x", "--profile"],
         &["run", "--prompt-file", "x", "--truncate", "left"],
         &["logits", "--tokens", "1,x", "--output", "y"],
         &["tokenize", "--decode", "--special", "1"],

@@ -5,10 +5,11 @@ use std::slice;
 use std::sync::{Arc, Weak};
 
 use bitnet_core::BitNetDType;
-use bitnet_core::execution::{Timings, record};
+use bitnet_core::execution::{ExecutionBackend, Timings, record};
 use bitnet_core::memory::{HybridMemoryPool, Reclaim};
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionManager, memory_usage_percent};
 use bitnet_quant::fpenv::DefaultFloatEnv;
+use bitnet_quant::kernels::Kernels;
 
 use crate::config::ModelConfig;
 use crate::head::MAX_CHOICES;
@@ -121,13 +122,18 @@ impl Session {
     ///
     /// [`Strategy::Performance`]: bitnet_core::execution::Strategy::Performance
     pub fn record_timings(&self, timings: &mut Timings) {
+        let inner = &self.model.inner;
+        // Instruction sets that were asked for say nothing about the backend as it is otherwise.
+        if inner.backend == ExecutionBackend::Simd && inner.kernels.isa() != Kernels::best().isa() {
+            return;
+        }
         let totals = self.profile().into_iter().flat_map(Profile::generation);
         let gate_up = totals.filter(|(operation, _)| *operation == Operation::GateUpProjection);
         for (_, totals) in gate_up.filter(|(_, totals)| totals.calls > 0) {
             // A call is two such products.
             let seconds = totals.time.as_secs_f64() / (2 * totals.calls) as f64;
             let (context, n_threads) = (main_operation(self.model.config()), self.model.n_threads());
-            record(&context, self.model.inner.backend, n_threads, seconds, timings);
+            record(&context, inner.backend, n_threads, seconds, timings);
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) enum Error {
     Crash { target: String, artifacts: Vec<PathBuf> },
     /// The benchmark did not report a positive number under this key.
     Measurement { key: &'static str, report: String },
+    /// A test that is run by its name did not run.
+    NoSuchTest { name: &'static str, report: String },
 }
 
 impl fmt::Display for Error {
@@ -49,6 +51,7 @@ impl fmt::Display for Error {
                 write!(f, "fuzz target {target} crashed; the input that does it again:")?;
                 artifacts.iter().try_for_each(|path| write!(f, "\n  {}", path.display()))
             }
+            Error::NoSuchTest { name, report } => write!(f, "the test {name} did not run:\n{report}"),
             Error::Measurement { key, report } => {
                 write!(f, "the benchmark reports no number above 0 as {key:?}:\n{report}")
             }

@@ -1,10 +1,11 @@
 //! The memory pool under many threads for a long time: blocks with patterns in them, allocated, checked and freed at random,
 //! beside cleanups. `cargo test` does the same for a second.
 
+use std::process::Command;
 use std::time::Duration;
 
 use crate::ci::Outcome;
-use crate::command::{cargo, command, run, succeeds};
+use crate::command::{cargo, command, output, succeeds};
 use crate::error::Error;
 
 pub(crate) const DEFAULT_DURATION: Duration = Duration::from_secs(60);
@@ -19,15 +20,25 @@ pub(crate) fn check(duration: Duration) -> Result<Outcome, Error> {
         test.args(["--", "--exact", TEST, "--nocapture"]).env("BITNET_SOAK_SECONDS", seconds.to_string());
         test
     };
-    run(soak(duration.as_secs()))?;
+    passes(soak(duration.as_secs()))?;
     if !succeeds(command("valgrind", ["--version"])) {
         eprintln!("  valgrind skipped: it is not installed (apt install valgrind)");
         return Ok(Outcome::Done);
     }
     let mut test = soak(VALGRIND_SECONDS);
     test.env(RUNNER, "valgrind --quiet --error-exitcode=1 --fair-sched=yes");
-    run(test)?;
+    passes(test)?;
     Ok(Outcome::Done)
+}
+
+/// Runs `test`, which must find the one test that it names.
+fn passes(test: Command) -> Result<(), Error> {
+    let report = String::from_utf8_lossy(&output(test)?).into_owned();
+    if !report.contains("1 passed") {
+        return Err(Error::NoSuchTest { name: TEST, report });
+    }
+    eprint!("{report}");
+    Ok(())
 }
 
 /// What cargo starts tests with on this machine.

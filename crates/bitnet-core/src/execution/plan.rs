@@ -255,7 +255,7 @@ mod tests {
         let mut second = plan();
         assert_eq!(second.known_layout(&cache), Some(chosen));
         let other = Layout::ALL.into_iter().find(|layout| *layout != chosen).unwrap();
-        Timings::read(Some(&cache)).set(&second.key(1, other), 0.0);
+        Timings::read(Some(&cache)).set(&second.key(1, other), 1e-12);
         assert_eq!(plan().measure_layout(&cache), other, "read, not measured again");
         let mut asked = ExecutionRequest { layout: Some(chosen), ..request(Some(1)) };
         assert_eq!(ExecutionPlan::new(&asked, None).unwrap().measure_layout(&cache), chosen);

@@ -51,7 +51,8 @@ impl Timings {
 
     /// Keeps `value`; what cannot be written is measured again next time.
     pub fn set(&mut self, key: &str, value: f64) {
-        if !value.is_finite() {
+        // Nothing takes no time, and no rate is zero.
+        if !value.is_finite() || value <= 0.0 {
             return;
         }
         self.values.insert(key.to_owned(), value);
@@ -70,7 +71,7 @@ impl Timings {
 
 fn stored(cache: &CacheDir) -> Option<BTreeMap<String, f64>> {
     let stored: Stored = serde_json::from_slice(&fs::read(cache.path(FILE)).ok()?).ok()?;
-    let sound = stored.values.values().all(|value| value.is_finite() && *value >= 0.0);
+    let sound = stored.values.values().all(|value| value.is_finite() && *value > 0.0);
     (stored.version == VERSION && stored.processor == processor() && sound).then_some(stored.values)
 }
 
