@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
 
-/// What a pool counts in: a multiple of the page of every common system.
+/// What a pool counts in: a multiple of the page of most systems.
 pub(crate) const PAGE: usize = 16 << 10;
 /// Where a large page may begin, so that the system can use one.
 const LARGE_PAGE: usize = 2 << 20;
@@ -50,10 +50,13 @@ impl Mapped {
         assert!(range.end <= self.len);
         // Other systems keep the old bytes for a while, and Miri has no such call.
         #[cfg(all(target_os = "linux", not(miri)))]
-        // SAFETY: the caller's contract; the mapping is private and anonymous, so that its pages come back zeroed.
+        // SAFETY: asks for a number. As for the rest, the caller's contract; the mapping is private and anonymous, so that
+        // its pages come back zeroed. A system of larger pages than ours would clear what lies beside the range.
         let discarded = unsafe {
+            let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(usize::MAX);
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            self.map.unchecked_advise_range(advice, self.offset + range.start, range.len()).is_ok()
+            PAGE.is_multiple_of(page)
+                && self.map.unchecked_advise_range(advice, self.offset + range.start, range.len()).is_ok()
         };
         #[cfg(not(all(target_os = "linux", not(miri))))]
         let discarded = false;
