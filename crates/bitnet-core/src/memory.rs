@@ -158,7 +158,9 @@ impl HybridMemoryPool {
         let cleanup = config.cleanup_config.unwrap_or_default();
         tracking.iter().try_for_each(TrackingConfig::check)?;
         cleanup.check()?;
-        let limit = match config.max_small_pool_size.checked_add(config.max_large_pool_size) {
+        let caps = [config.max_small_pool_size, config.max_large_pool_size];
+        let capped = caps.into_iter().filter(|cap| *cap < usize::MAX).reduce(usize::saturating_add);
+        let limit = match capped {
             Some(limit) => limit,
             // Only who watches pressure needs to know how much memory there is.
             None if tracking.is_some() || config.enable_automatic_cleanup => physical_memory(),
@@ -468,9 +470,10 @@ impl Shared {
 
     fn clean(&self, strategy: CleanupStrategy) -> CleanupReport {
         let started = Instant::now();
-        let deadline = started + self.cleanup.max_cleanup_time;
         // Before the pool's own memory: what is given back here is free then.
         let reclaimed = strategy.reclaims(&self.cleanup).map_or(0, |idle_for| self.reclaim(idle_for));
+        let no_limit = Duration::from_secs(1 << 30);
+        let deadline = Instant::now() + self.cleanup.max_cleanup_time.min(no_limit);
         let min_age = strategy.min_age();
         let in_slabs = self.cpu.small.clean(min_age, &self.cpu.large, deadline);
         let freed = self.cpu.large.clean(min_age, strategy == CleanupStrategy::Compaction, deadline);
