@@ -566,6 +566,15 @@ pub struct Buffer<T> {
     element: std::marker::PhantomData<T>,
 }
 
+impl<T: Pod> Buffer<T> {
+    /// Asks the system for large pages where the elements from `first` on were not written yet: worth it where they will
+    /// all be written, and read many times. Without effect where the system has none.
+    pub fn prefer_large_pages(&mut self, first: usize) {
+        let bytes = self.handle.as_slice();
+        region::prefer_large_pages(bytes.get(first * size_of::<T>()..).unwrap_or_default());
+    }
+}
+
 impl<T: Pod> std::ops::Deref for Buffer<T> {
     type Target = [T];
 

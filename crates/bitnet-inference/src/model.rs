@@ -239,8 +239,8 @@ fn attention_block(
     for (run, row, n) in rows_of(runs, n) {
         let (cache, rows) = (&caches[run.cache], row * q_dim..(row + n) * q_dim);
         let (q, out) = (&q[rows.clone()], &mut mixed[rows]);
-        let heads = config.heads();
-        attention(cpu.kernels, cpu.threads, heads, q, cache.layer(l), cache.position, partials.view(), out);
+        let (place, rows) = (cache.place(l), cache.keys_and_values());
+        attention(cpu.kernels, cpu.threads, place, q, rows, cache.position, partials.view(), out);
     }
     state.recorder.lap(Operation::Attention, || {
         let read: usize = rows_of(runs, n)

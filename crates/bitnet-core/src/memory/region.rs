@@ -63,3 +63,19 @@ impl Mapped {
         discarded
     }
 }
+
+/// Asks for large pages behind the whole ones of `bytes`, which keep what they hold.
+pub(crate) fn prefer_large_pages(bytes: &[u8]) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    {
+        let start = bytes.as_ptr().align_offset(LARGE_PAGE);
+        let len = bytes.len().saturating_sub(start) / LARGE_PAGE * LARGE_PAGE;
+        if len > 0 {
+            // SAFETY: the range is of mapped memory, and the advice changes none of its bytes. Where it is refused, pages
+            // stay as they are.
+            unsafe { libc::madvise(bytes.as_ptr().add(start).cast_mut().cast(), len, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = bytes;
+}

@@ -488,13 +488,9 @@ impl Tile<'_> {
                 }
                 for part in (0..V::LANES).step_by(K) {
                     let rows: [R::Row; K] = from_fn(|r| rows.row((j + part + r).min(n - 1), self.dim));
-                    let sums = self.dot_lanes::<V, R, Q, K>(i, rows);
+                    let sums = self.dot_lanes::<V, R, Q, K>(i, rows, ahead);
                     for q in 0..Q {
                         lanes[q].as_mut_ptr().cast::<V>().add(part).cast::<[V; K]>().write(sums[q]);
-                    }
-                    if ahead {
-                        let start = R::start(rows[0]);
-                        prefetch::<V>(start, PREFETCH_BYTES, K * R::row_bytes(self.dim));
                     }
                 }
                 for q in 0..Q {
@@ -511,6 +507,7 @@ impl Tile<'_> {
         &self,
         i: usize,
         rows: [R::Row; K],
+        ahead: bool,
     ) -> [[V; K]; Q] {
         // SAFETY: the caller enables the instruction set and vouches for queries and rows.
         unsafe {
@@ -523,6 +520,10 @@ impl Tile<'_> {
                     let mut keys = [V::splat(0.0); K];
                     for k in 0..K {
                         keys[k] = R::load(rows[k], col);
+                        if ahead && s == 0 {
+                            let start = R::start(rows[k]).wrapping_add(R::row_bytes(col));
+                            prefetch::<V>(start, PREFETCH_BYTES, R::row_bytes(HEAD_LANES));
+                        }
                     }
                     for q in 0..Q {
                         let query = V::load(queries.add(q * self.dim + col));
@@ -610,11 +611,11 @@ impl Tile<'_> {
         // vectors.
         unsafe {
             while self.dim - col >= C * V::LANES {
-                self.weigh_columns::<V, R, Q, C>(i, rows, first, positions.clone(), col, ahead && col == 0);
+                self.weigh_columns::<V, R, Q, C>(i, rows, first, positions.clone(), col, ahead);
                 col += C * V::LANES;
             }
             while self.dim - col > 0 {
-                self.weigh_columns::<V, R, Q, 2>(i, rows, first, positions.clone(), col, ahead && col == 0);
+                self.weigh_columns::<V, R, Q, 2>(i, rows, first, positions.clone(), col, ahead);
                 col += 2 * V::LANES;
             }
         }
@@ -653,7 +654,8 @@ impl Tile<'_> {
                     }
                 }
                 if ahead {
-                    prefetch::<V>(R::start(row), PREFETCH_BYTES, R::row_bytes(self.dim));
+                    let start = R::start(row).wrapping_add(R::row_bytes(col));
+                    prefetch::<V>(start, PREFETCH_BYTES, R::row_bytes(C * V::LANES));
                 }
             }
             for q in 0..Q {

@@ -265,7 +265,10 @@ impl Vector for __m512 {
         fn splat(x: f32) -> Self { _mm512_set1_ps(x) }
         fn load(p: *const f32) -> Self { _mm512_loadu_ps(p) }
         fn store(self, p: *mut f32) { _mm512_storeu_ps(p, self) }
-        fn load_f16(p: *const u16) -> Self { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        // The form without a rounding mode of its own takes its operand from memory.
+        fn load_f16(p: *const u16) -> Self {
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast()))
+        }
         fn load_bf16(p: *const u16) -> Self {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
