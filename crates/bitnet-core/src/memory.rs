@@ -567,6 +567,12 @@ pub struct Buffer<T> {
 }
 
 impl<T: Pod> Buffer<T> {
+    /// Gives the memory of the elements from `first` on back to the system until they are written again: for buffers that
+    /// are rarely used as a whole. What these elements are then is not specified.
+    pub fn release(&mut self, first: usize) {
+        region::release(self.handle.as_mut_slice().get_mut(first * size_of::<T>()..).unwrap_or_default());
+    }
+
     /// Asks the system for large pages where the elements from `first` on were not written yet: worth it where they will
     /// all be written, and read many times. Without effect where the system has none.
     pub fn prefer_large_pages(&mut self, first: usize) {

@@ -157,6 +157,10 @@ impl Model {
         // Building a large vocabulary leaves tens of megabytes behind, and converting weights leaves what they were.
         pool.cleanup(CleanupStrategy::Compaction);
         release_freed_memory();
+        if head.is_some() && unprepared.is_none() {
+            // Of the file, only a row of the embedding for each token is read from now on.
+            source.release_pages();
+        }
         let weights = Arc::new(weights);
         let kernels = plan.kernels();
         let (chosen, reason) = head_choice(&options.head, head.is_some(), unprepared.is_some());

@@ -365,6 +365,7 @@ impl Session {
         if tokens.len() > self.max_seq_len - self.tokens.len() {
             return Err(Error::ContextFull { max_seq_len: self.max_seq_len });
         }
+        self.state.keep_rows_for(tokens.len());
         for chunk in tokens.chunks(self.state.chunk) {
             let mut held = self.cache.ready()?;
             let position = held.cache.position;
