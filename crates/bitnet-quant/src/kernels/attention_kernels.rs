@@ -45,135 +45,60 @@ trait Rows: Copy {
     fn start(row: Self::Row) -> *const u8;
 }
 
-#[derive(Clone, Copy)]
-struct F32Rows(*const f32);
-#[derive(Clone, Copy)]
-struct F16Rows(*const u16);
-#[derive(Clone, Copy)]
-struct Bf16Rows(*const u16);
+/// [`Rows`] of elements without scales: how vectors of them are loaded, and how one is widened.
+macro_rules! plain_rows {
+    ($name:ident, $element:ty, $load:ident, $widen:expr) => {
+        #[derive(Clone, Copy)]
+        struct $name(*const $element);
+
+        impl Rows for $name {
+            type Row = *const $element;
+
+            #[inline(always)]
+            fn row_bytes(dim: usize) -> usize {
+                size_of::<$element>() * dim
+            }
+
+            #[inline(always)]
+            unsafe fn row(self, j: usize, dim: usize) -> *const $element {
+                // SAFETY: the caller vouches for the row.
+                unsafe { self.0.add(j * dim) }
+            }
+
+            #[inline(always)]
+            unsafe fn after(self, j: usize, dim: usize) -> Self {
+                // SAFETY: the caller vouches for the row.
+                $name(unsafe { self.0.add(j * dim) })
+            }
+
+            #[inline(always)]
+            unsafe fn load<V: Vector>(row: *const $element, col: usize) -> V {
+                // SAFETY: the caller vouches for the columns and for the instruction set.
+                unsafe { V::$load(row.add(col)) }
+            }
+
+            #[inline(always)]
+            unsafe fn element(row: *const $element, col: usize) -> f32 {
+                // SAFETY: the caller vouches for the column.
+                $widen(unsafe { *row.add(col) })
+            }
+
+            #[inline(always)]
+            fn start(row: *const $element) -> *const u8 {
+                row.cast()
+            }
+        }
+    };
+}
+
+plain_rows!(F32Rows, f32, load, |x| x);
+plain_rows!(F16Rows, u16, load_f16, |bits| half::f16::from_bits(bits).to_f32());
+plain_rows!(Bf16Rows, u16, load_bf16, |bits| half::bf16::from_bits(bits).to_f32());
+
 #[derive(Clone, Copy)]
 struct I4Rows {
     codes: *const u8,
     scales: *const f32,
-}
-#[derive(Clone, Copy)]
-struct I8Rows {
-    codes: *const i8,
-    scales: *const f32,
-}
-
-impl Rows for F32Rows {
-    type Row = *const f32;
-
-    #[inline(always)]
-    fn row_bytes(dim: usize) -> usize {
-        4 * dim
-    }
-
-    #[inline(always)]
-    unsafe fn row(self, j: usize, dim: usize) -> *const f32 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { self.0.add(j * dim) }
-    }
-
-    #[inline(always)]
-    unsafe fn after(self, j: usize, dim: usize) -> Self {
-        // SAFETY: the caller vouches for the row.
-        F32Rows(unsafe { self.0.add(j * dim) })
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const f32, col: usize) -> V {
-        // SAFETY: the caller vouches for the columns and for the instruction set.
-        unsafe { V::load(row.add(col)) }
-    }
-
-    #[inline(always)]
-    unsafe fn element(row: *const f32, col: usize) -> f32 {
-        // SAFETY: the caller vouches for the column.
-        unsafe { *row.add(col) }
-    }
-
-    #[inline(always)]
-    fn start(row: *const f32) -> *const u8 {
-        row.cast()
-    }
-}
-
-impl Rows for F16Rows {
-    type Row = *const u16;
-
-    #[inline(always)]
-    fn row_bytes(dim: usize) -> usize {
-        2 * dim
-    }
-
-    #[inline(always)]
-    unsafe fn row(self, j: usize, dim: usize) -> *const u16 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { self.0.add(j * dim) }
-    }
-
-    #[inline(always)]
-    unsafe fn after(self, j: usize, dim: usize) -> Self {
-        // SAFETY: the caller vouches for the row.
-        F16Rows(unsafe { self.0.add(j * dim) })
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const u16, col: usize) -> V {
-        // SAFETY: the caller vouches for the columns and for the instruction set.
-        unsafe { V::load_f16(row.add(col)) }
-    }
-
-    #[inline(always)]
-    unsafe fn element(row: *const u16, col: usize) -> f32 {
-        // SAFETY: the caller vouches for the column.
-        half::f16::from_bits(unsafe { *row.add(col) }).to_f32()
-    }
-
-    #[inline(always)]
-    fn start(row: *const u16) -> *const u8 {
-        row.cast()
-    }
-}
-
-impl Rows for Bf16Rows {
-    type Row = *const u16;
-
-    #[inline(always)]
-    fn row_bytes(dim: usize) -> usize {
-        2 * dim
-    }
-
-    #[inline(always)]
-    unsafe fn row(self, j: usize, dim: usize) -> *const u16 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { self.0.add(j * dim) }
-    }
-
-    #[inline(always)]
-    unsafe fn after(self, j: usize, dim: usize) -> Self {
-        // SAFETY: the caller vouches for the row.
-        Bf16Rows(unsafe { self.0.add(j * dim) })
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const u16, col: usize) -> V {
-        // SAFETY: the caller vouches for the columns and for the instruction set.
-        unsafe { V::load_bf16(row.add(col)) }
-    }
-
-    #[inline(always)]
-    unsafe fn element(row: *const u16, col: usize) -> f32 {
-        // SAFETY: the caller vouches for the column.
-        half::bf16::from_bits(unsafe { *row.add(col) }).to_f32()
-    }
-
-    #[inline(always)]
-    fn start(row: *const u16) -> *const u8 {
-        row.cast()
-    }
 }
 
 impl Rows for I4Rows {
@@ -213,6 +138,12 @@ impl Rows for I4Rows {
     fn start((codes, _): (*const u8, f32)) -> *const u8 {
         codes
     }
+}
+
+#[derive(Clone, Copy)]
+struct I8Rows {
+    codes: *const i8,
+    scales: *const f32,
 }
 
 impl Rows for I8Rows {
