@@ -12,6 +12,7 @@ pub mod compression;
 mod large_block;
 mod region;
 mod small_block;
+mod spin;
 mod tracking;
 
 use std::panic::Location;
@@ -21,11 +22,12 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicUsize, Ordering};
 use crate::{Device, Error, Result};
 
 pub use crate::{conversion, tensor};
 pub use cleanup::{CleanupConfig, CleanupReport, CleanupStrategy, Reclaim};
+use cleanup::{RECENTLY, Reclaimers};
 use large_block::{LargeBlock, LargeBlocks};
 use small_block::{GRAIN, LARGE, SmallBlock, SmallBlocks};
 pub use tracking::patterns::{AllocationPattern, PatternKind};
@@ -35,19 +37,24 @@ pub use tracking::{
 };
 use tracking::{Pressure, Tracked, Tracker};
 
+/// The most that a pool maps when it is made: each region is a call to the system and some milliseconds for a thousand.
+const MAX_INITIAL_BYTES: usize = 1 << 40;
+
 /// The alignment of typed buffers: a cache line, and the widest vector register.
 pub const ALIGNMENT: usize = GRAIN;
 
 /// How a pool behaves.
 #[derive(Debug, Clone)]
 pub struct MemoryPoolConfig {
-    /// Bytes of address space for small blocks that are mapped when the pool is made, and stay mapped.
+    /// Bytes of address space for small blocks that are mapped when the pool is made, and stay mapped. With those for large
+    /// blocks no more than the machine's memory.
     pub initial_small_pool_size: usize,
-    /// The most bytes that may be out at one time in allocations below 1 MiB.
+    /// The most bytes that may be out at one time in allocations below 1 MiB; only what takes the place of idle memory may
+    /// go beyond it.
     pub max_small_pool_size: usize,
     /// Bytes of address space for large blocks that are mapped when the pool is made, and stay mapped.
     pub initial_large_pool_size: usize,
-    /// The most bytes that may be out at one time in allocations of 1 MiB and more.
+    /// The most bytes that may be out at one time in allocations of 1 MiB and more, likewise.
     pub max_large_pool_size: usize,
     /// Whether the pool watches its allocations as `tracking_config` says.
     pub enable_advanced_tracking: bool,
@@ -109,10 +116,13 @@ struct Shared {
     tracker: Option<Tracker>,
     pressure: Option<Pressure>,
     cleanup: CleanupConfig,
-    /// Bytes out from which on allocations clean up first; unreachable unless that is configured.
+    /// Bytes out from which on allocations clean up; unreachable unless that is configured.
     cleanup_from: usize,
     cleans_up: bool,
-    reclaimers: Mutex<Vec<Weak<dyn Reclaim>>>,
+    reclaimers: Reclaimers,
+    started: Instant,
+    /// Milliseconds after the start from which on an allocation may clean up again.
+    next_cleanup_ms: AtomicUsize,
     /// Dropped with the pool, which ends the thread that cleans up.
     _ends_cleanup: Option<std::sync::mpsc::Sender<()>>,
 }
@@ -120,12 +130,16 @@ struct Shared {
 /// The memory of one device, with its counts.
 #[derive(Debug)]
 struct DevicePool {
+    device: Device,
     small: SmallBlocks,
     large: LargeBlocks,
+    /// Of blocks that were really given.
     total: AtomicUsize,
     peak: AtomicUsize,
     small_out: Out,
     large_out: Out,
+    /// Of both kinds where both have caps: what takes the place of idle memory may be of the other kind.
+    both_out: Out,
     n_large_allocated: AtomicUsize,
     n_large_freed: AtomicUsize,
 }
@@ -167,6 +181,13 @@ impl HybridMemoryPool {
             None => usize::MAX,
         };
         let initial = config.initial_small_pool_size.saturating_add(config.initial_large_pool_size);
+        if initial > 0 && initial > physical_memory().min(MAX_INITIAL_BYTES) {
+            let small_is_more = config.initial_small_pool_size > config.initial_large_pool_size;
+            let field = if small_is_more { "initial_small_pool_size" } else { "initial_large_pool_size" };
+            let must =
+                "at most the machine's memory, together with that of the other blocks, and at most 1 TiB";
+            return Err(Error::PoolConfig { field, must });
+        }
         let large = LargeBlocks::new(initial)
             .ok_or(Error::OutOfMemory { requested: initial, reason: "the system has no more" })?;
         let cleanup_from = match config.enable_automatic_cleanup {
@@ -176,12 +197,14 @@ impl HybridMemoryPool {
         let (ends_cleanup, end) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             cpu: DevicePool {
+                device: Device::Cpu,
                 small: SmallBlocks::new(),
                 large,
                 total: AtomicUsize::new(0),
                 peak: AtomicUsize::new(0),
                 small_out: Out::small(config.max_small_pool_size),
                 large_out: Out::large(config.max_large_pool_size),
+                both_out: Out::both(caps),
                 n_large_allocated: AtomicUsize::new(0),
                 n_large_freed: AtomicUsize::new(0),
             },
@@ -190,7 +213,9 @@ impl HybridMemoryPool {
             cleanup,
             cleanup_from,
             cleans_up: config.enable_automatic_cleanup,
-            reclaimers: Mutex::new(Vec::new()),
+            reclaimers: Reclaimers::new(),
+            started: Instant::now(),
+            next_cleanup_ms: AtomicUsize::new(0),
             _ends_cleanup: config.enable_automatic_cleanup.then_some(ends_cleanup),
         });
         if config.enable_automatic_cleanup {
@@ -293,20 +318,18 @@ impl HybridMemoryPool {
 
     /// Gives free memory back to the system; memory that is out is not touched.
     pub fn cleanup(&self, strategy: CleanupStrategy) -> CleanupReport {
-        self.shared.clean(strategy)
+        self.shared.clean(strategy, || false)
     }
 
     /// [`HybridMemoryPool::cleanup`] of one device's memory.
     pub fn cleanup_device(&self, device: &Device, strategy: CleanupStrategy) -> Result<CleanupReport> {
         check_device(device)?;
-        Ok(self.shared.clean(strategy))
+        Ok(self.shared.clean(strategy, || false))
     }
 
     /// Has cleanups ask `reclaimer` for memory, as long as it lives.
     pub fn register_reclaimer(&self, reclaimer: Weak<dyn Reclaim>) {
-        let mut reclaimers = lock(&self.shared.reclaimers);
-        reclaimers.retain(|known| known.strong_count() > 0);
-        reclaimers.push(reclaimer);
+        self.shared.reclaimers.register(reclaimer);
     }
 
     fn handle(
@@ -331,30 +354,23 @@ impl HybridMemoryPool {
         }
         .ok_or_else(|| out_of_memory("the size or the alignment is not one that memory can have"))?;
 
-        let reserve = || cpu.reserve(size).map_err(out_of_memory);
-        let total = match reserve() {
-            Err(_) if shared.cleans_up && shared.reclaim(Duration::ZERO) > 0 => reserve()?,
-            result => result?,
-        };
-        if total >= shared.cleanup_from && total - size < shared.cleanup_from {
-            shared.clean(CleanupStrategy::Pressure);
-        }
-        let Some((block, touched)) = cpu.block(padded, zeroed) else {
+        shared.reserve(size).map_err(out_of_memory)?;
+        let Some((block, touched)) = shared.block(padded, zeroed) else {
             cpu.unreserve(size);
             return Err(out_of_memory("the system has no more"));
         };
+        let total = cpu.given(size);
         let start = block.start();
         // SAFETY: at most as many bytes as the block is longer than `size`.
         let start = unsafe { start.add(start.align_offset(alignment)) };
-        let tracked = shared
-            .tracker
-            .as_ref()
-            .map(|tracker| tracker.allocated(size, *device, origin, || (total, cpu.large.fragmentation())));
-        let handle =
-            MemoryHandle { start, size, block, touched, device: *device, pool: shared.clone(), tracked };
-        // Last, so that a callback that panics leaves nothing behind.
+        let tracked = shared.tracker.as_ref().map(|tracker| {
+            tracker.allocated(size, cpu.device, origin, || (total, cpu.large.fragmentation()))
+        });
+        if total >= shared.cleanup_from {
+            shared.clean_now_and_then();
+        }
         shared.observe_pressure();
-        Ok(handle)
+        Ok(MemoryHandle { start, size, block, touched: touched.into(), pool: shared.clone(), tracked })
     }
 }
 
@@ -395,16 +411,32 @@ impl Out {
         Out { bytes: AtomicUsize::new(0), cap, counts: true, reason }
     }
 
-    fn reserve(&self, size: usize) -> std::result::Result<(), &'static str> {
+    fn both(caps: [usize; 2]) -> Self {
+        let counts = caps.iter().all(|cap| *cap < usize::MAX);
+        let cap = caps[0].saturating_add(caps[1]);
+        let reason = "the pool's caps together would be exceeded";
+        Out { bytes: AtomicUsize::new(0), cap, counts, reason }
+    }
+
+    /// Counts `size` bytes, unless they are too many and `within_cap`.
+    #[inline]
+    fn reserve(&self, size: usize, within_cap: bool) -> std::result::Result<(), &'static str> {
         if !self.counts {
             return Ok(());
         }
-        if self.cap == usize::MAX {
+        if self.cap == usize::MAX || !within_cap {
             self.bytes.fetch_add(size, Ordering::Relaxed);
             return Ok(());
         }
         let grow = |out: usize| out.checked_add(size).filter(|out| *out <= self.cap);
         self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).map(drop).map_err(|_| self.reason)
+    }
+
+    #[inline]
+    fn unreserve(&self, size: usize) {
+        if self.counts {
+            self.bytes.fetch_sub(size, Ordering::Relaxed);
+        }
     }
 }
 
@@ -413,48 +445,58 @@ impl DevicePool {
         if size < LARGE { &self.small_out } else { &self.large_out }
     }
 
+    /// Counts `size` bytes against the caps, or beyond them.
+    #[inline]
+    fn reserve(&self, size: usize, within_caps: bool) -> std::result::Result<(), &'static str> {
+        let out = self.out(size);
+        out.reserve(size, within_caps)?;
+        self.both_out.reserve(size, within_caps).inspect_err(|_| out.unreserve(size))
+    }
+
+    #[inline]
+    fn unreserve(&self, size: usize) {
+        self.both_out.unreserve(size);
+        self.out(size).unreserve(size);
+    }
+
     /// Counts `size` bytes as out: how many are then.
-    fn reserve(&self, size: usize) -> std::result::Result<usize, &'static str> {
-        self.out(size).reserve(size)?;
+    #[inline]
+    fn given(&self, size: usize) -> usize {
         let total = self.total.fetch_add(size, Ordering::Relaxed) + size;
         if total > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(total, Ordering::Relaxed);
         }
-        Ok(total)
+        total
     }
 
     /// Counts `size` bytes as back.
-    fn unreserve(&self, size: usize) {
+    #[inline]
+    fn taken_back(&self, size: usize) {
         // In the other order than they are counted in, so that the total never goes beyond the caps.
         self.total.fetch_sub(size, Ordering::Relaxed);
-        let out = self.out(size);
-        if out.counts {
-            out.bytes.fetch_sub(size, Ordering::Relaxed);
-        }
+        self.unreserve(size);
     }
 
     /// A block, and whether it may hold something else than zeros.
+    #[inline]
     fn block(&self, size: usize, zeroed: bool) -> Option<(Block, bool)> {
         if size >= LARGE {
             let (block, dirty) = self.large.allocate(size, zeroed)?;
             self.n_large_allocated.fetch_add(1, Ordering::Relaxed);
             return Some((Block::Large(block), dirty));
         }
-        let mut block = self.small.allocate(size, &self.large)?;
-        if block.dirty && zeroed {
+        let block = self.small.allocate(size, &self.large)?;
+        if block.is_dirty() && zeroed {
             // SAFETY: all of a block that nobody else has.
             unsafe { block.start.write_bytes(0, block.len()) };
-            block.dirty = false;
         }
-        Some((Block::Small(block), block.dirty))
+        Some((Block::Small(block), block.is_dirty() && !zeroed))
     }
 
+    #[inline]
     fn free(&self, block: Block, dirty: bool) {
         match block {
-            Block::Small(mut block) => {
-                block.dirty = dirty;
-                self.small.free(block, &self.large);
-            }
+            Block::Small(block) => self.small.free(block.with_dirty(dirty), &self.large),
             Block::Large(block) => {
                 self.large.free(block, dirty);
                 self.n_large_freed.fetch_add(1, Ordering::Relaxed);
@@ -464,14 +506,80 @@ impl DevicePool {
 }
 
 impl Shared {
-    fn observe_pressure(&self) {
-        self.pressure.iter().for_each(|pressure| pressure.observe(|| self.cpu.total.load(Ordering::Relaxed)));
+    /// Counts `size` bytes against the caps, if need be in the place of what is idle.
+    #[inline]
+    fn reserve(&self, size: usize) -> std::result::Result<(), &'static str> {
+        self.cpu.reserve(size, true).or_else(|refused| self.reserve_with_room(size, refused))
     }
 
-    fn clean(&self, strategy: CleanupStrategy) -> CleanupReport {
+    #[cold]
+    fn reserve_with_room(&self, size: usize, refused: &'static str) -> std::result::Result<(), &'static str> {
+        if self.reclaimers.are_asked_here() {
+            return self.cpu.reserve(size, false);
+        }
+        let fits = [self.cpu.out(size), &self.cpu.both_out].iter().all(|out| size <= out.cap);
+        if !(self.cleans_up && fits) {
+            return Err(refused);
+        }
+        let mut reserved = false;
+        self.reclaim(Duration::ZERO, || {
+            reserved = self.cpu.reserve(size, true).is_ok();
+            reserved
+        });
+        if reserved { Ok(()) } else { Err(refused) }
+    }
+
+    /// A block, and whether it may hold something else than zeros; `None` when the system has no more memory, not even with
+    /// that of what is free or idle.
+    #[inline]
+    fn block(&self, size: usize, zeroed: bool) -> Option<(Block, bool)> {
+        self.cpu.block(size, zeroed).or_else(|| self.block_with_room(size, zeroed))
+    }
+
+    #[cold]
+    fn block_with_room(&self, size: usize, zeroed: bool) -> Option<(Block, bool)> {
+        if !self.cleans_up || self.reclaimers.are_asked_here() || size > physical_memory() {
+            return None;
+        }
+        let mut block = None;
+        self.reclaim(Duration::ZERO, || {
+            self.clean(CleanupStrategy::Compaction, || true);
+            block = self.cpu.block(size, zeroed);
+            block.is_some()
+        });
+        block
+    }
+
+    /// Tells of another level of pressure, but not while an owner gives memory back, whose locks a callback may want.
+    fn observe_pressure(&self) {
+        if let Some(pressure) = &self.pressure {
+            pressure.observe(|| self.cpu.total.load(Ordering::Relaxed), || self.reclaimers.are_asked_here());
+        }
+    }
+
+    /// Cleans up because so much is out, unless that was done just now.
+    #[cold]
+    fn clean_now_and_then(&self) {
+        let millis = |time: Duration| usize::try_from(time.as_millis()).unwrap_or(usize::MAX);
+        let (now, next) = (millis(self.started.elapsed()), self.next_cleanup_ms.load(Ordering::Relaxed));
+        let after = now.saturating_add(millis(RECENTLY));
+        let is_mine = || {
+            let swap =
+                self.next_cleanup_ms.compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed);
+            swap.is_ok()
+        };
+        if now >= next && !self.reclaimers.are_asked_here() && is_mine() {
+            let is_enough = || self.cpu.total.load(Ordering::Relaxed) < self.cleanup_from;
+            self.clean(CleanupStrategy::Pressure, is_enough);
+        }
+    }
+
+    /// Cleans up; what is idle is asked for until `is_enough`.
+    fn clean(&self, strategy: CleanupStrategy, is_enough: impl FnMut() -> bool) -> CleanupReport {
         let started = Instant::now();
         // Before the pool's own memory: what is given back here is free then.
-        let reclaimed = strategy.reclaims(&self.cleanup).map_or(0, |idle_for| self.reclaim(idle_for));
+        let idle_for = strategy.reclaims(&self.cleanup).filter(|_| !self.reclaimers.are_asked_here());
+        let reclaimed = idle_for.map_or(0, |idle_for| self.reclaim(idle_for, is_enough));
         let no_limit = Duration::from_secs(1 << 30);
         let deadline = Instant::now() + self.cleanup.max_cleanup_time.min(no_limit);
         let min_age = strategy.min_age();
@@ -487,11 +595,11 @@ impl Shared {
         }
     }
 
-    /// Asks all reclaimers for what has not been used for so long: how many bytes they gave.
-    fn reclaim(&self, idle_for: Duration) -> usize {
-        // They allocate, which may come back here: nothing is locked meanwhile.
-        let reclaimers: Vec<_> = lock(&self.reclaimers).iter().filter_map(Weak::upgrade).collect();
-        reclaimers.iter().map(|reclaimer| reclaimer.reclaim(idle_for)).sum()
+    /// Asks owners for what has not been used for so long, until `is_enough`: how many bytes they gave.
+    fn reclaim(&self, idle_for: Duration, is_enough: impl FnMut() -> bool) -> usize {
+        let given = self.reclaimers.ask(idle_for, is_enough);
+        self.observe_pressure();
+        given
     }
 }
 
@@ -510,9 +618,9 @@ pub struct MemoryHandle {
     start: NonNull<u8>,
     size: usize,
     block: Block,
-    /// Whether the block may hold something else than zeros.
-    touched: bool,
-    device: Device,
+    /// Not 0 when the block may hold something else than zeros. A word like the rest, because a processor waits when it reads
+    /// together, as to move a handle, what was just written in parts.
+    touched: usize,
     pool: Arc<Shared>,
     tracked: Option<Tracked>,
 }
@@ -530,7 +638,7 @@ impl MemoryHandle {
 
     /// Where the memory is.
     pub fn device(&self) -> Device {
-        self.device
+        self.pool.cpu.device
     }
 
     /// The bytes.
@@ -541,7 +649,7 @@ impl MemoryHandle {
 
     /// The bytes, to be written: there is no other way to write them, or zeros that are handed out again might be none.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.touched = true;
+        self.touched = 1;
         // SAFETY: as above, and the handle is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size) }
     }
@@ -553,8 +661,8 @@ impl Drop for MemoryHandle {
         if let (Some(tracker), Some(tracked)) = (&pool.tracker, self.tracked) {
             tracker.freed(tracked, self.size);
         }
-        pool.cpu.free(self.block, self.touched);
-        pool.cpu.unreserve(self.size);
+        pool.cpu.free(self.block, self.touched != 0);
+        pool.cpu.taken_back(self.size);
         pool.observe_pressure();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use bitnet_core::memory::compression::{compress, decompress};
@@ -252,6 +252,25 @@ fn configured_sizes_are_mapped_from_the_start_and_stay() {
 }
 
 #[test]
+fn more_than_the_machine_has_is_not_mapped_beforehand() {
+    let config = |small, large| MemoryPoolConfig {
+        initial_small_pool_size: small,
+        initial_large_pool_size: large,
+        ..Default::default()
+    };
+    let started = Instant::now();
+    for (small, large, field) in [
+        (0, usize::MAX, "initial_large_pool_size"),
+        (usize::MAX, usize::MAX / 2, "initial_small_pool_size"),
+        (1 << 46, 0, "initial_small_pool_size"),
+    ] {
+        let error = HybridMemoryPool::with_config(config(small, large)).unwrap_err();
+        assert!(matches!(error, Error::PoolConfig { .. }) && error.to_string().contains(field), "{error}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[test]
 fn nonsense_in_the_configuration_is_named() {
     let tracking = |pressure_threshold_ratio| MemoryPoolConfig {
         tracking_config: Some(TrackingConfig { pressure_threshold_ratio, ..Default::default() }),
@@ -426,40 +445,238 @@ fn a_region_in_use_survives_compaction_and_an_empty_one_does_not() {
     assert_eq!((pool.get_metrics().mapped, kept.as_slice()[17]), (64 * MIB, 9));
 }
 
-#[derive(Debug, Default)]
-struct Counter(AtomicUsize);
+/// Somebody who holds memory and can do with less.
+#[derive(Debug)]
+struct Owner {
+    pool: HybridMemoryPool,
+    held: Mutex<Option<MemoryHandle>>,
+    packed: usize,
+    idle: Duration,
+    n_asked: AtomicUsize,
+}
 
-impl Reclaim for Counter {
+impl Owner {
+    /// Owns `size` bytes that it has not used for `idle`; without them, it owns `packed`.
+    fn new(pool: &HybridMemoryPool, size: usize, packed: usize, idle: Duration) -> Arc<Self> {
+        let held = Mutex::new(Some(allocate(pool, size)));
+        let owner = Arc::new(Owner { pool: pool.clone(), held, packed, idle, n_asked: AtomicUsize::new(0) });
+        let weak: Weak<Owner> = Arc::downgrade(&owner);
+        pool.register_reclaimer(weak);
+        owner
+    }
+
+    fn n_asked(&self) -> usize {
+        self.n_asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Reclaim for Owner {
+    fn idle(&self) -> Option<Duration> {
+        Some(self.idle)
+    }
+
     fn reclaim(&self, _: Duration) -> usize {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        0
+        self.n_asked.fetch_add(1, Ordering::Relaxed);
+        let mut held = self.held.lock().unwrap();
+        let before = held.as_ref().map_or(0, MemoryHandle::size);
+        if before == self.packed {
+            return 0;
+        }
+        // Both are there for a moment, as with a session that is compressed.
+        *held = (self.packed > 0).then(|| allocate(&self.pool, self.packed));
+        before - self.packed
+    }
+}
+
+/// With no small blocks, and with cleanups from a share of `cap` on.
+fn capped(cap: usize, threshold: f64) -> MemoryPoolConfig {
+    MemoryPoolConfig {
+        max_small_pool_size: 0,
+        max_large_pool_size: cap,
+        enable_automatic_cleanup: true,
+        cleanup_config: Some(CleanupConfig { pressure_cleanup_threshold: threshold, ..Default::default() }),
+        ..tracked(TrackingLevel::Basic)
+    }
+}
+
+const LONG: Duration = Duration::from_secs(100);
+
+#[test]
+fn allocations_under_pressure_clean_up_first_and_ask_who_is_idle() {
+    let pool = HybridMemoryPool::with_config(capped(20 * MIB, 0.5)).unwrap();
+    allocate(&pool, 4 * MIB).as_mut_slice().fill(1);
+    let _nearly_half = allocate(&pool, 7 * MIB);
+    let asked = Owner::new(&pool, 2 * MIB, 2 * MIB, LONG);
+    assert_eq!((asked.n_asked(), pool.get_metrics().retained), (0, 0), "taken from the clean part");
+    allocate(&pool, MIB).as_mut_slice().fill(1);
+    assert_eq!(asked.n_asked(), 1, "half is out");
+    assert!(pool.allocate(12 * MIB, 64, &Device::Cpu).is_err());
+    assert_eq!(asked.n_asked(), 2, "before it is refused");
+    assert!(pool.allocate(21 * MIB, 64, &Device::Cpu).is_err());
+    assert_eq!(asked.n_asked(), 2, "what can never fit troubles nobody");
+}
+
+#[test]
+fn at_a_cap_owners_give_way_once_each_and_the_longest_idle_first() {
+    // Small blocks have room, so that the threshold of all caps is not reached.
+    let config = MemoryPoolConfig { max_small_pool_size: MIB, ..capped(12 * MIB, 1.0) };
+    let pool = HybridMemoryPool::with_config(config).unwrap();
+    let owners: Vec<_> =
+        [3, 1, 6, 2, 5, 4].map(|idle| Owner::new(&pool, 2 * MIB, MIB, idle * LONG)).into_iter().collect();
+    let asked = || owners.iter().map(|owner| owner.n_asked()).collect::<Vec<_>>();
+    let _two = allocate(&pool, 2 * MIB);
+    assert_eq!(asked(), [0, 0, 1, 0, 1, 0], "no more than it takes");
+    let _four = allocate(&pool, 4 * MIB);
+    // Two of them once more, who have nothing left; what they allocate meanwhile asks nobody.
+    assert_eq!(asked(), [1, 1, 2, 1, 2, 1]);
+    assert!(pool.allocate(MIB, 64, &Device::Cpu).is_err());
+    assert_eq!(asked(), [2, 2, 3, 2, 3, 2]);
+    assert_eq!(pool.get_metrics().total_allocated, 12 * MIB);
+}
+
+#[test]
+fn what_takes_the_place_of_idle_memory_does_not_undermine_the_caps() {
+    let pool = HybridMemoryPool::with_config(capped(4 * MIB, 1.0)).unwrap();
+    // Packed they are small blocks, which have no room at all.
+    let owners: Vec<_> = (0..3)
+        .map_while(|_| {
+            let fits = pool.allocate(4 * MIB, 64, &Device::Cpu).is_ok();
+            fits.then(|| Owner::new(&pool, 4 * MIB, MIB / 2, LONG))
+        })
+        .collect();
+    assert_eq!(owners.len(), 1, "the second has no room beside what is left of the first");
+    assert!(pool.allocate(3 * MIB + MIB / 2, 64, &Device::Cpu).is_ok());
+    assert!(pool.allocate(64, 64, &Device::Cpu).is_err());
+}
+
+#[test]
+fn callbacks_wait_until_owners_have_given_up_their_locks() {
+    let pool = HybridMemoryPool::with_config(capped(10 * MIB, 1.0)).unwrap();
+    let owner = Owner::new(&pool, 5 * MIB, 2 * MIB, LONG);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (sink, watched) = (seen.clone(), owner.clone());
+    pool.register_pressure_callback(Box::new(move |level| {
+        sink.lock().unwrap().push((level, watched.held.try_lock().is_ok()));
+    }));
+    let _rest = allocate(&pool, 3 * MIB);
+    // Nine of ten for a moment, then five.
+    let more = allocate(&pool, 5 * MIB);
+    drop(more);
+    use MemoryPressureLevel::{Critical, Low, Medium, None};
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [(Medium, true), (None, true), (Critical, true), (None, true)],
+        "{Low:?} is passed by"
+    );
+}
+
+#[test]
+fn cleanups_ask_those_only_who_have_been_idle_for_long() {
+    let interval = Duration::from_millis(20);
+    let pool = HybridMemoryPool::with_config(MemoryPoolConfig {
+        enable_automatic_cleanup: true,
+        cleanup_config: Some(CleanupConfig { idle_cleanup_interval: 5 * LONG, ..Default::default() }),
+        ..Default::default()
+    })
+    .unwrap();
+    let [busy, resting, idle] =
+        [Duration::from_millis(900), LONG, 5 * LONG].map(|idle| Owner::new(&pool, 100, 10, idle));
+    let asked = || [busy.n_asked(), resting.n_asked(), idle.n_asked()];
+    for (strategy, want) in [
+        (CleanupStrategy::Generational, [0, 0, 0]),
+        (CleanupStrategy::Compaction, [0, 0, 0]),
+        (CleanupStrategy::Periodic, [0, 0, 1]),
+        (CleanupStrategy::Idle, [0, 0, 2]),
+        (CleanupStrategy::Pressure, [0, 1, 3]),
+    ] {
+        let before = pool.get_metrics().total_allocated;
+        let report = pool.cleanup(strategy);
+        assert_eq!(asked(), want, "{strategy:?}");
+        assert_eq!(report.bytes_reclaimed, before - pool.get_metrics().total_allocated);
+    }
+
+    // A pool that is never idle itself.
+    let pool = HybridMemoryPool::with_config(MemoryPoolConfig {
+        enable_automatic_cleanup: true,
+        cleanup_config: Some(CleanupConfig { idle_cleanup_interval: interval, ..Default::default() }),
+        ..Default::default()
+    })
+    .unwrap();
+    let [fresh, idle] = [Duration::ZERO, interval].map(|idle| Owner::new(&pool, 100, 10, idle));
+    let until = Instant::now() + Duration::from_secs(10);
+    while idle.n_asked() == 0 && Instant::now() < until {
+        drop(allocate(&pool, 64));
+    }
+    assert_eq!((idle.n_asked(), fresh.n_asked()), (1, 0));
+}
+
+#[test]
+fn above_the_threshold_cleanups_are_repeated_but_not_at_every_allocation() {
+    for threshold in [0.0, 0.5] {
+        let pool = HybridMemoryPool::with_config(capped(4 * MIB, threshold)).unwrap();
+        let owner = Owner::new(&pool, 2 * MIB, 2 * MIB, LONG);
+        // Its own allocation was before it was known.
+        let started = Instant::now();
+        let asked_while = |time| {
+            let before = owner.n_asked();
+            while started.elapsed() < time {
+                drop(allocate(&pool, MIB));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            owner.n_asked() - before
+        };
+        asked_while(Duration::from_millis(1100));
+        let again = asked_while(Duration::from_millis(2300));
+        assert!((1..=2).contains(&again), "{threshold}: {again} times in 1.2 s");
     }
 }
 
 #[test]
-fn allocations_under_pressure_clean_up_first_and_ask_who_is_idle() {
-    let config = MemoryPoolConfig {
-        max_small_pool_size: 0,
-        max_large_pool_size: 20 * MIB,
-        enable_automatic_cleanup: true,
-        cleanup_config: Some(CleanupConfig { pressure_cleanup_threshold: 0.5, ..Default::default() }),
-        ..Default::default()
-    };
+fn what_the_system_refuses_leaves_no_trace() {
+    let config = MemoryPoolConfig { max_large_pool_size: usize::MAX, ..capped(0, 0.5) };
     let pool = HybridMemoryPool::with_config(config).unwrap();
-    let asked = Arc::new(Counter::default());
-    let weak: std::sync::Weak<Counter> = Arc::downgrade(&asked);
+    let owner = Owner::new(&pool, 2 * MIB, MIB, LONG);
+    let n_calls = Arc::new(AtomicUsize::new(0));
+    let counter = n_calls.clone();
+    pool.register_pressure_callback(Box::new(move |_| _ = counter.fetch_add(1, Ordering::Relaxed)));
+    let refused = pool.allocate(isize::MAX as usize / 2, 64, &Device::Cpu);
+    assert!(matches!(refused, Err(Error::OutOfMemory { .. })));
+    let metrics = pool.get_metrics();
+    assert_eq!((metrics.total_allocated, metrics.peak_allocated), (2 * MIB, 2 * MIB));
+    assert_eq!((metrics.large_allocated, owner.n_asked(), n_calls.load(Ordering::Relaxed)), (2 * MIB, 0, 0));
+}
+
+#[test]
+fn who_panics_when_called_harms_nobody_else() {
+    let pool = HybridMemoryPool::with_config(capped(10 * MIB, 1.0)).unwrap();
+    let n_calls = Arc::new(AtomicUsize::new(0));
+    let counter = n_calls.clone();
+    pool.register_pressure_callback(Box::new(|level| panic!("of a callback, at {level:?}")));
+    pool.register_pressure_callback(Box::new(move |_| _ = counter.fetch_add(1, Ordering::Relaxed)));
+    let inner = pool.clone();
+    // Memory comes back while a panic is under way, and that calls back once more.
+    let unwound = std::thread::spawn(move || {
+        let _held = allocate(&inner, 9 * MIB);
+        panic!("of a thread that holds memory");
+    });
+    assert!(unwound.join().is_err());
+    assert_eq!(n_calls.load(Ordering::Relaxed), 2);
+
+    #[derive(Debug)]
+    struct Panics;
+    impl Reclaim for Panics {
+        fn idle(&self) -> Option<Duration> {
+            Some(5 * LONG)
+        }
+        fn reclaim(&self, _: Duration) -> usize {
+            panic!("of an owner")
+        }
+    }
+    let panics = Arc::new(Panics);
+    let weak: Weak<Panics> = Arc::downgrade(&panics);
     pool.register_reclaimer(weak);
-    allocate(&pool, 4 * MIB).as_mut_slice().fill(1);
-    let _half = allocate(&pool, 9 * MIB);
-    assert_eq!(
-        (asked.0.load(Ordering::Relaxed), pool.get_metrics().retained),
-        (0, 0),
-        "taken from the clean part"
-    );
-    allocate(&pool, MIB).as_mut_slice().fill(1);
-    assert_eq!(asked.0.load(Ordering::Relaxed), 1, "half is out");
-    assert!(pool.allocate(12 * MIB, 64, &Device::Cpu).is_err());
-    assert_eq!(asked.0.load(Ordering::Relaxed), 2, "before it is refused");
+    let _owner = Owner::new(&pool, 8 * MIB, MIB, LONG);
+    assert_eq!(allocate(&pool, 9 * MIB).size(), 9 * MIB, "who comes after it is asked");
 }
 
 proptest! {

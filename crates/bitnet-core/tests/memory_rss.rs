@@ -1,9 +1,10 @@
 //! What the pool costs the machine, as the system counts it: resident memory before, during and after a burst.
 
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use bitnet_core::Device;
-use bitnet_core::memory::{CleanupConfig, HybridMemoryPool, MemoryPoolConfig};
+use bitnet_core::memory::{CleanupConfig, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, Reclaim};
 
 const MIB: usize = 1 << 20;
 
@@ -14,12 +15,13 @@ fn anonymous_rss() -> usize {
     line.trim().strip_suffix("kB").unwrap().trim().parse::<usize>().unwrap() * 1024
 }
 
-/// Runs the test `name` of this binary in a process of its own, where no other test allocates.
-fn alone(name: &str, body: impl FnOnce()) {
+/// Runs the test `name` of this binary in a process of its own, where no other test allocates, after the shell's `limits`.
+fn alone(name: &str, limits: &str, body: impl FnOnce()) {
     if std::env::var_os("BITNET_ALONE").is_some() {
         return body();
     }
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let mut child = std::process::Command::new("sh");
+    child.args(["-c", &format!("{limits} exec \"$0\" \"$@\"")]).arg(std::env::current_exe().unwrap());
     let status = child.args(["--exact", name, "--nocapture"]).env("BITNET_ALONE", "1").status().unwrap();
     assert!(status.success());
 }
@@ -27,7 +29,8 @@ fn alone(name: &str, body: impl FnOnce()) {
 #[test]
 #[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn memory_that_is_not_written_costs_nothing_and_a_burst_is_given_back() {
-    alone("memory_rss::memory_that_is_not_written_costs_nothing_and_a_burst_is_given_back", || {
+    let name = "memory_rss::memory_that_is_not_written_costs_nothing_and_a_burst_is_given_back";
+    alone(name, "", || {
         let config = MemoryPoolConfig {
             enable_automatic_cleanup: true,
             cleanup_config: Some(CleanupConfig {
@@ -64,5 +67,43 @@ fn memory_that_is_not_written_costs_nothing_and_a_burst_is_given_back() {
         println!("resident: idle {idle}, in the burst {full}, after it {after}");
         assert!(after <= idle + idle / 10, "idle {idle}, after the burst {after}");
         assert!(idle_memory.as_slice().iter().all(|byte| *byte == 1), "live memory is left alone");
+    });
+}
+
+#[derive(Debug)]
+struct Owner(Mutex<Option<MemoryHandle>>);
+
+impl Reclaim for Owner {
+    fn idle(&self) -> Option<Duration> {
+        Some(Duration::from_secs(1))
+    }
+
+    fn reclaim(&self, _: Duration) -> usize {
+        self.0.lock().unwrap().take().map_or(0, |handle| handle.size())
+    }
+}
+
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "other shells limit other things")]
+fn where_the_system_has_no_more_what_is_free_and_what_is_idle_makes_room() {
+    let name = "memory_rss::where_the_system_has_no_more_what_is_free_and_what_is_idle_makes_room";
+    alone(name, "ulimit -v 1500000;", || {
+        let config = MemoryPoolConfig { enable_automatic_cleanup: true, ..Default::default() };
+        let pool = HybridMemoryPool::with_config(config).unwrap();
+        let allocate = |size| pool.allocate(size, 64, &Device::Cpu);
+        // Regions that are free, but mapped.
+        let free: Vec<_> = (0..8).map(|_| allocate(60 * MIB).unwrap()).collect();
+        drop(free);
+        assert_eq!(pool.get_metrics().mapped, 8 * 64 * MIB);
+        let owner = Arc::new(Owner(Mutex::new(Some(allocate(300 * MIB).unwrap()))));
+        let weak: Weak<Owner> = Arc::downgrade(&owner);
+        pool.register_reclaimer(weak);
+        let first = allocate(700 * MIB).unwrap();
+        assert!(owner.0.lock().unwrap().is_some(), "what is free is enough");
+        drop(first);
+        assert_eq!(allocate(1200 * MIB).unwrap().size(), 1200 * MIB);
+        assert!(owner.0.lock().unwrap().is_none(), "what is idle, too");
+        assert!(allocate(1500 * MIB).is_err());
+        assert_eq!(pool.get_metrics().peak_allocated, 1200 * MIB);
     });
 }

@@ -13,11 +13,20 @@ pub use bitnet_core::{conversion, tensor};
 mod sync {
     use std::sync::PoisonError;
 
-    pub(crate) use shuttle::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     pub(crate) use shuttle::sync::{Mutex, MutexGuard};
+    pub(crate) use shuttle::thread::ThreadId;
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wait(_: usize) {
+        shuttle::thread::yield_now();
+    }
+
+    pub(crate) fn this_thread() -> ThreadId {
+        shuttle::thread::current().id()
     }
 
     /// Two threads out of three share a cache, so that both kinds of meeting are tried.
@@ -34,9 +43,11 @@ mod src {
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use src::memory::{
-    CleanupStrategy, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, MemoryPressureLevel, TrackingConfig,
-    TrackingLevel,
+    CleanupStrategy, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, MemoryPressureLevel, Reclaim,
+    TrackingConfig, TrackingLevel,
 };
+use std::sync::Arc;
+use std::time::Duration;
 
 const SCHEDULES: usize = 1000;
 
@@ -154,7 +165,7 @@ fn a_cap_holds_and_the_last_level_of_pressure_is_none() {
         enable_advanced_tracking: true,
         tracking_config: Some(TrackingConfig {
             level: TrackingLevel::Detailed,
-            leak_detection_interval: std::time::Duration::ZERO,
+            leak_detection_interval: Duration::ZERO,
             ..Default::default()
         }),
         ..Default::default()
@@ -179,4 +190,52 @@ fn a_cap_holds_and_the_last_level_of_pressure_is_none() {
         assert_eq!(freed, pool.get_metrics().deallocation_count);
     };
     try_schedules(tries);
+}
+
+/// Holds 150 bytes, which it brings down to 10.
+#[derive(Debug)]
+struct Idle(HybridMemoryPool, shuttle::sync::Mutex<Option<MemoryHandle>>);
+
+impl Reclaim for Idle {
+    fn idle(&self) -> Option<Duration> {
+        self.1.try_lock().ok().map(|_| Duration::MAX)
+    }
+
+    fn reclaim(&self, _: Duration) -> usize {
+        let Ok(mut held) = self.1.try_lock() else { return 0 };
+        if held.as_ref().is_none_or(|held| held.size() == 10) {
+            return 0;
+        }
+        *held = Some(allocate(&self.0, 10));
+        140
+    }
+}
+
+#[test]
+fn what_fits_beside_idle_memory_is_refused_under_no_schedule() {
+    let config = MemoryPoolConfig {
+        max_small_pool_size: 200,
+        max_large_pool_size: 0,
+        enable_automatic_cleanup: true,
+        ..Default::default()
+    };
+    try_schedules(move || {
+        let pool = HybridMemoryPool::with_config(config.clone()).unwrap();
+        let held = allocate(&pool, 150);
+        let idle = Arc::new(Idle(pool.clone(), shuttle::sync::Mutex::new(Some(held))));
+        let weak: std::sync::Weak<Idle> = Arc::downgrade(&idle);
+        pool.register_reclaimer(weak);
+        let threads = [1, 2].map(|id| {
+            let pool = pool.clone();
+            shuttle::thread::spawn(move || {
+                let mut handle = allocate(&pool, 90);
+                mark(&mut handle, id);
+                check(&handle, id);
+                handle
+            })
+        });
+        let handles = threads.map(|thread| thread.join().unwrap());
+        assert_eq!(pool.get_metrics().total_allocated, 190);
+        drop((handles, idle));
+    });
 }

@@ -1,6 +1,7 @@
 //! The cache of a session that nobody asks: it can be compressed, by its session or by a cleanup of the pool that runs short
 //! of memory, and is what it was before the session computes again.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,10 @@ impl SessionCache {
     }
 
     /// The cache, ready to compute with. On an error it is compressed still, and nothing is lost.
-    pub(crate) fn ready(&self) -> Result<MutexGuard<'_, Held>> {
+    pub(crate) fn ready(&self) -> Result<InUse<'_>> {
         let mut held = self.lock();
         held.cache.unpack(&self.pool)?;
-        held.last_used = Instant::now();
-        Ok(held)
+        Ok(InUse(held))
     }
 
     /// Compresses the cache: how many bytes went back to the pool.
@@ -53,13 +53,40 @@ impl SessionCache {
 }
 
 impl Reclaim for SessionCache {
-    fn reclaim(&self, idle_for: Duration) -> usize {
+    fn idle(&self) -> Option<Duration> {
         // Whoever has it locked computes with it, or is asking for this very memory.
+        self.held.try_lock().ok().map(|held| held.last_used.elapsed())
+    }
+
+    fn reclaim(&self, idle_for: Duration) -> usize {
         let Ok(mut held) = self.held.try_lock() else { return 0 };
         if held.last_used.elapsed() < idle_for {
             return 0;
         }
         // Too little room even for the compressed form: the session keeps what it has.
         self.give_back(&mut held).unwrap_or(0)
+    }
+}
+
+/// A cache that is being used, which it was last when this is dropped.
+pub(crate) struct InUse<'a>(MutexGuard<'a, Held>);
+
+impl Deref for InUse<'_> {
+    type Target = KvCache;
+
+    fn deref(&self) -> &KvCache {
+        &self.0.cache
+    }
+}
+
+impl DerefMut for InUse<'_> {
+    fn deref_mut(&mut self) -> &mut KvCache {
+        &mut self.0.cache
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.0.last_used = Instant::now();
     }
 }

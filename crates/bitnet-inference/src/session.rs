@@ -367,13 +367,12 @@ impl Session {
         }
         self.state.keep_rows_for(tokens.len());
         for chunk in tokens.chunks(self.state.chunk) {
-            let mut held = self.cache.ready()?;
-            let position = held.cache.position;
+            let mut cache = self.cache.ready()?;
+            let position = cache.position;
             let run = Run { cache: 0, n: chunk.len() };
-            let cache = slice::from_mut(&mut held.cache);
-            let result = self.model.forward(chunk, &[run], cache, &mut self.state);
-            let sound = held.cache.position - position;
-            drop(held);
+            let result = self.model.forward(chunk, &[run], slice::from_mut(&mut *cache), &mut self.state);
+            let sound = cache.position - position;
+            drop(cache);
             self.tokens.extend_from_slice(&chunk[..sound]);
             if sound > 0 {
                 after(&mut self.state, position, sound)?;

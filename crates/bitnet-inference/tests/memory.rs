@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_core::Error as CoreError;
 use bitnet_core::memory::{
-    CleanupConfig, HybridMemoryPool, MemoryMetrics, MemoryPoolConfig, MemoryPressureLevel, TrackingConfig,
-    TrackingLevel,
+    CleanupConfig, CleanupStrategy, HybridMemoryPool, MemoryMetrics, MemoryPoolConfig, MemoryPressureLevel,
+    TrackingConfig, TrackingLevel,
 };
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::config::ModelConfig;
@@ -155,6 +155,46 @@ fn under_a_small_limit_pressure_is_told_and_nothing_is_lost() {
     assert!(n_calls.load(Ordering::Relaxed) > before, "while text is generated");
     let [a, b] = sessions.map(|session| session.kv_pool_bytes());
     assert!(a < kv && b == kv, "the one that is idle is compressed: {a} {b} of {kv}");
+}
+
+#[test]
+fn many_sessions_take_turns_in_the_room_of_two_and_the_longest_idle_give_way() {
+    const N: usize = 6;
+    let unlimited = embedded_in(MemoryPoolConfig::default());
+    let open = |model: &Model| session(model, KV_DTYPES[0], 16);
+    let model_bytes = unlimited.pool().get_metrics().large_allocated;
+    let mut want = (0..N).map(|_| open(&unlimited)).collect::<Vec<_>>();
+    let per_session = (unlimited.pool().get_metrics().large_allocated - model_bytes) / N;
+    let kv = Session::kv_cache_bytes(unlimited.config(), want[0].max_seq_len(), KV_DTYPES[0]);
+    let model = embedded_in(MemoryPoolConfig {
+        // All have their activations, and two of them their keys and values.
+        max_large_pool_size: model_bytes + N * (per_session - kv) + 2 * kv,
+        enable_automatic_cleanup: true,
+        cleanup_config: Some(CleanupConfig { pressure_cleanup_threshold: 1.0, ..Default::default() }),
+        ..Default::default()
+    });
+    let mut sessions = (0..N).map(|_| open(&model)).collect::<Vec<_>>();
+    for round in 0..3 {
+        for (i, (session, want)) in sessions.iter_mut().zip(&mut want).enumerate() {
+            let tokens = prompt(5 + i + round);
+            assert_eq!(bits(session.forward(&tokens).unwrap()), bits(want.forward(&tokens).unwrap()), "{i}");
+        }
+        let whole: Vec<bool> = sessions.iter().map(|session| session.kv_pool_bytes() == kv).collect();
+        assert_eq!(whole, [false, false, false, false, true, true], "those who were asked last");
+    }
+}
+
+#[test]
+fn pressure_leaves_a_session_alone_that_was_used_within_a_second() {
+    let model = embedded_in(MemoryPoolConfig::default());
+    let mut session = session(&model, KV_DTYPES[0], 16);
+    session.extend(&prompt(20)).unwrap();
+    let used = Instant::now();
+    let reclaimed = model.pool().cleanup(CleanupStrategy::Pressure).bytes_reclaimed;
+    assert!(reclaimed == 0 || used.elapsed() > Duration::from_secs(1), "{reclaimed}");
+    std::thread::sleep(Duration::from_millis(1050));
+    let reclaimed = model.pool().cleanup(CleanupStrategy::Pressure).bytes_reclaimed;
+    assert!(reclaimed > session.kv_pool_bytes(), "{reclaimed}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-core/src/memory/large_block.rs",
     "crates/bitnet-core/src/memory/region.rs",
     "crates/bitnet-core/src/memory/small_block.rs",
+    "crates/bitnet-core/src/memory/spin.rs",
     "crates/bitnet-inference/tests/allocation.rs",
     "crates/bitnet-inference/tests/common/float_mode.rs",
     "crates/bitnet-quant/benches/kernels/cached.rs",

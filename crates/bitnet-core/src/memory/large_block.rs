@@ -22,6 +22,8 @@ const KEPT_DIRTY_BYTES: usize = 64 << 20;
 /// Blocks from here on are zeroed by the system when they are used: writing the zeros would take memory that a cache
 /// may never need, and push everything else out of the processor's caches.
 const LAZILY_ZEROED: usize = 8 << 20;
+/// Pages whose ages are looked at together, which vectors do: page by page, 32 MiB would take half a microsecond.
+const LINE: usize = 64;
 
 /// All regions of one device.
 #[derive(Debug)]
@@ -100,9 +102,10 @@ impl LargeBlocks {
             };
             let region = regions[r].as_mut()?;
             let dirty = region.dirty_within(page..page + n_pages);
-            let n_dirty = region.ages[dirty.clone()].iter().filter(|age| **age > 0).count();
-            region.ages[dirty.clone()].fill(0);
-            self.dirty_bytes.fetch_sub(n_dirty * PAGE, Ordering::Relaxed);
+            if !dirty.is_empty() {
+                self.dirty_bytes.fetch_sub(region.n_dirty(dirty.clone()) * PAGE, Ordering::Relaxed);
+                region.ages[dirty.clone()].fill(0);
+            }
             let block = LargeBlock { start: region.memory.at(page * PAGE), region: r, page, n_pages };
             (block, dirty.start - page..dirty.end - page)
         };
@@ -171,7 +174,7 @@ impl LargeBlocks {
 
     fn unmap(&self, slot: &mut Option<Region>) {
         if let Some(region) = slot.take() {
-            let n_dirty = region.ages.iter().filter(|age| **age > 0).count();
+            let n_dirty = region.n_dirty(0..region.ages.len());
             self.dirty_bytes.fetch_sub(n_dirty * PAGE, Ordering::Relaxed);
         }
     }
@@ -284,9 +287,19 @@ impl Region {
     /// The smallest range that holds all dirty pages of `pages`.
     fn dirty_within(&self, pages: Range<usize>) -> Range<usize> {
         let ages = &self.ages[pages.clone()];
-        let Some(first) = ages.iter().position(|age| *age > 0) else { return pages.start..pages.start };
-        let last = ages.iter().rposition(|age| *age > 0).unwrap_or(first);
-        pages.start + first..pages.start + last + 1
+        let mut lines = ages.chunks(LINE).map(|line| line.iter().fold(0, |all, age| all | age) > 0);
+        let Some(first_line) = lines.position(|is_dirty| is_dirty) else { return pages.start..pages.start };
+        let last_line = first_line + lines.rposition(|is_dirty| is_dirty).map_or(0, |after| after + 1);
+        let first = ages[LINE * first_line..].iter().position(|age| *age > 0).unwrap_or(0);
+        let last_end = ages.len().min(LINE * (last_line + 1));
+        let n_clean = ages[..last_end].iter().rev().take_while(|age| **age == 0).count();
+        pages.start + LINE * first_line + first..pages.start + last_end - n_clean
+    }
+
+    /// How many of `pages` are dirty.
+    fn n_dirty(&self, pages: Range<usize>) -> usize {
+        let in_line = |line: &[u8]| usize::from(line.iter().map(|age| (*age).min(1)).sum::<u8>());
+        self.ages[pages].chunks(LINE).map(in_line).sum()
     }
 
     /// The free pages, as the largest nodes that are free.

@@ -3,13 +3,15 @@
 //! Sizes go in steps of an eighth of a power of two. A slab marks its free blocks in a bitmap whose words are summed up in
 //! one more word, so that finding one takes two instructions however many there are. Threads take blocks from slabs, and
 //! give them back, several at a time; in between they touch nothing that others do. The caches are locked all the same,
-//! by nobody else as a rule, so that a cleanup can empty those of threads that sleep or have ended.
+//! by nobody else as a rule, so that a cleanup can empty those of threads that sleep or have ended. Whoever goes to the
+//! slabs gives up the lock on the cache first.
 
 use std::ptr::NonNull;
 use std::time::Instant;
 
 use super::large_block::{LargeBlock, LargeBlocks};
 use super::region::PAGE;
+use super::spin::Spin;
 use crate::sync::{Mutex, lock, thread_idx};
 
 /// Smaller blocks are not worth telling apart: a cache line.
@@ -27,6 +29,19 @@ const MAX_SLAB_BLOCKS: usize = 4096;
 const CACHED_BYTES: usize = 256 << 10;
 const MAX_CACHED_BLOCKS: usize = 64;
 const MAX_CACHES: usize = 64;
+/// Blocks of each class that a thread keeps.
+const CAPACITIES: [u8; N_CLASSES] = {
+    let mut capacities = [2; N_CLASSES];
+    let mut class = 0;
+    while class < N_CLASSES {
+        let n = CACHED_BYTES / class_size(class);
+        if n > 2 {
+            capacities[class] = if n < MAX_CACHED_BLOCKS { n as u8 } else { MAX_CACHED_BLOCKS as u8 };
+        }
+        class += 1;
+    }
+    capacities
+};
 
 /// All small blocks of one device.
 #[derive(Debug)]
@@ -39,16 +54,41 @@ pub(crate) struct SmallBlocks {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SmallBlock {
     pub(crate) start: NonNull<u8>,
-    slab: u32,
-    index: u16,
-    class: u8,
-    /// Whether it may hold something else than zeros.
-    pub(crate) dirty: bool,
+    /// From the lowest bit: whether it may hold something else than zeros, 15 bits of its class, 16 of its index, 32 of its
+    /// slab. One word, because a processor waits when it reads together what was just written in parts.
+    place: u64,
 }
 
 impl SmallBlock {
+    fn new(start: NonNull<u8>, slab: u32, index: u16, class: usize, is_dirty: bool) -> Self {
+        let place = u64::from(slab) << 32 | u64::from(index) << 16 | (class as u64) << 1;
+        SmallBlock { start, place: place | u64::from(is_dirty) }
+    }
+
+    fn slab(self) -> u32 {
+        (self.place >> 32) as u32
+    }
+
+    fn index(self) -> usize {
+        usize::from((self.place >> 16) as u16)
+    }
+
+    fn class(self) -> usize {
+        usize::from(self.place as u16 >> 1)
+    }
+
     pub(crate) fn len(self) -> usize {
-        class_size(self.class.into())
+        class_size(self.class())
+    }
+
+    /// Whether it may hold something else than zeros.
+    pub(crate) fn is_dirty(self) -> bool {
+        self.place & 1 == 1
+    }
+
+    /// The same block, of which that is so or not.
+    pub(crate) fn with_dirty(self, is_dirty: bool) -> Self {
+        SmallBlock { place: self.place & !1 | u64::from(is_dirty), ..self }
     }
 }
 
@@ -58,7 +98,7 @@ unsafe impl Send for SmallBlock {}
 /// The free blocks of one thread, or of several where there are very many; on cache lines of its own.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Cache(Mutex<Cached>);
+struct Cache(Spin<Cached>);
 
 /// Free blocks by class, once there are any, and what went out and came back through here.
 #[derive(Debug, Default)]
@@ -99,12 +139,8 @@ fn class_of(size: usize) -> usize {
     8 * (exponent as usize - 8) + ((last >> (exponent - 3)) & 7)
 }
 
-fn class_size(class: usize) -> usize {
+const fn class_size(class: usize) -> usize {
     if class < 8 { (class + 1) * GRAIN } else { (class % 8 + 9) << (class / 8 + 5) }
-}
-
-fn cache_capacity(class: usize) -> usize {
-    (CACHED_BYTES / class_size(class)).clamp(2, MAX_CACHED_BLOCKS)
 }
 
 impl SmallBlocks {
@@ -112,47 +148,73 @@ impl SmallBlocks {
         let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let n_caches = n_threads.next_power_of_two().clamp(2, MAX_CACHES);
         SmallBlocks {
-            caches: (0..n_caches).map(|_| Cache(Mutex::new(Cached::default()))).collect(),
+            caches: (0..n_caches).map(|_| Cache(Spin::new(Cached::default()))).collect(),
             classes: (0..N_CLASSES).map(|_| Mutex::new(Class::default())).collect(),
         }
     }
 
     /// A block for `size` bytes, which are below [`LARGE`]; `None` when the system has no more memory.
+    #[inline]
     pub(crate) fn allocate(&self, size: usize, large: &LargeBlocks) -> Option<SmallBlock> {
         let class = class_of(size);
-        let mut cached = lock(&self.cache().0);
-        if cached.blocks.is_empty() {
-            cached.blocks.resize_with(N_CLASSES, Vec::new);
+        let mut cached = self.cache().0.lock();
+        if let Some(block) = cached.blocks.get_mut(class).and_then(Vec::pop) {
+            cached.n_allocated += 1;
+            return Some(block);
         }
-        let block = match cached.blocks[class].pop() {
-            Some(block) => block,
-            None => {
-                let n = cache_capacity(class).div_ceil(2);
-                lock(&self.classes[class]).take(class, n, large, &mut cached.blocks[class]);
-                cached.blocks[class].pop()?
-            }
-        };
+        drop(cached);
+        self.refill(class, large)
+    }
+
+    /// A block from the slabs, and several more for the cache.
+    #[cold]
+    fn refill(&self, class: usize, large: &LargeBlocks) -> Option<SmallBlock> {
+        let mut taken = Vec::with_capacity(CAPACITIES[class].into());
+        let n = usize::from(CAPACITIES[class]).div_ceil(2);
+        lock(&self.classes[class]).take(class, n, large, &mut taken);
+        let block = taken.pop()?;
+        let mut cached = self.cache().0.lock();
         cached.n_allocated += 1;
+        let blocks = cached.of_class(class);
+        match blocks.capacity() {
+            // The first time: the list is as long as it ever gets.
+            0 => *blocks = taken,
+            _ => blocks.append(&mut taken),
+        }
         Some(block)
     }
 
     /// Takes a block back.
+    #[inline]
     pub(crate) fn free(&self, block: SmallBlock, large: &LargeBlocks) {
-        let class = usize::from(block.class);
-        let mut cached = lock(&self.cache().0);
-        if cached.blocks.is_empty() {
-            cached.blocks.resize_with(N_CLASSES, Vec::new);
-        }
+        let class = block.class();
+        let mut cached = self.cache().0.lock();
         cached.n_freed += 1;
-        let blocks = &mut cached.blocks[class];
-        blocks.push(block);
-        if blocks.len() > cache_capacity(class) {
-            // The oldest half: what came back last is in the processor's caches.
-            let half = blocks.len() / 2;
-            lock(&self.classes[class]).give_back(blocks.drain(..half), large);
+        match cached.blocks.get_mut(class) {
+            Some(blocks) if blocks.len() < CAPACITIES[class].into() => blocks.push(block),
+            _ => {
+                drop(cached);
+                self.spill(block, large);
+            }
         }
     }
 
+    /// Takes a block back that the cache has no room for, and gives half of the cache's to the slabs.
+    #[cold]
+    fn spill(&self, block: SmallBlock, large: &LargeBlocks) {
+        let class = block.class();
+        let spilled: Vec<_> = {
+            let mut cached = self.cache().0.lock();
+            let blocks = cached.of_class(class);
+            blocks.push(block);
+            // The oldest: what came back last is in the processor's caches.
+            let n = if blocks.len() > CAPACITIES[class].into() { blocks.len() / 2 } else { 0 };
+            blocks.drain(..n).collect()
+        };
+        lock(&self.classes[class]).give_back(spilled.into_iter(), large);
+    }
+
+    #[inline]
     fn cache(&self) -> &Cache {
         &self.caches[thread_idx() & (self.caches.len() - 1)]
     }
@@ -162,9 +224,9 @@ impl SmallBlocks {
     /// `deadline`.
     pub(crate) fn clean(&self, min_age: u8, large: &LargeBlocks, deadline: Instant) -> usize {
         for cache in &self.caches {
-            let mut cached = lock(&cache.0);
-            for (class, blocks) in cached.blocks.iter_mut().enumerate().filter(|(_, b)| !b.is_empty()) {
-                lock(&self.classes[class]).give_back(blocks.drain(..), large);
+            let blocks = std::mem::take(&mut cache.0.lock().blocks);
+            for (class, blocks) in blocks.into_iter().enumerate().filter(|(_, b)| !b.is_empty()) {
+                lock(&self.classes[class]).give_back(blocks.into_iter(), large);
             }
         }
         let mut discarded = 0;
@@ -185,20 +247,27 @@ impl SmallBlocks {
     /// Blocks that went out, and that came back.
     pub(crate) fn counts(&self) -> (usize, usize) {
         self.caches.iter().fold((0, 0), |(out, back), cache| {
-            let cached = lock(&cache.0);
+            let cached = cache.0.lock();
             (out + cached.n_allocated, back + cached.n_freed)
         })
     }
 
     /// Bytes that it takes to keep the books.
     pub(crate) fn bookkeeping(&self) -> usize {
-        let caches: usize = self.caches.iter().map(|cache| lock(&cache.0).bookkeeping()).sum();
+        let caches: usize = self.caches.iter().map(|cache| cache.0.lock().bookkeeping()).sum();
         let classes: usize = self.classes.iter().map(|class| lock(class).bookkeeping()).sum();
         size_of_val(&*self.caches) + size_of_val(&*self.classes) + caches + classes
     }
 }
 
 impl Cached {
+    fn of_class(&mut self, class: usize) -> &mut Vec<SmallBlock> {
+        if self.blocks.is_empty() {
+            self.blocks.resize_with(N_CLASSES, Vec::new);
+        }
+        &mut self.blocks[class]
+    }
+
     fn bookkeeping(&self) -> usize {
         let blocks: usize = self.blocks.iter().map(|b| b.capacity() * size_of::<SmallBlock>()).sum();
         self.blocks.capacity() * size_of::<Vec<SmallBlock>>() + blocks
@@ -231,11 +300,11 @@ impl Class {
 
     fn give_back(&mut self, blocks: impl Iterator<Item = SmallBlock>, large: &LargeBlocks) {
         for block in blocks {
-            let Some(slab) = &mut self.slabs[block.slab as usize] else {
+            let Some(slab) = &mut self.slabs[block.slab() as usize] else {
                 unreachable!("a block keeps its slab")
             };
             if slab.n_free == 0 {
-                self.partial.push(block.slab);
+                self.partial.push(block.slab());
             }
             slab.give_back(block);
             if slab.n_free == slab.n_blocks {
@@ -243,7 +312,7 @@ impl Class {
                 self.n_empty += 1;
                 // One empty slab is enough to not ask for the next at once.
                 if self.n_empty > 1 {
-                    self.release(block.slab, large);
+                    self.release(block.slab(), large);
                 }
             }
         }
@@ -307,16 +376,16 @@ impl Slab {
         // SAFETY: the slab has a block of this index.
         let start = unsafe { self.memory.start.add(index * class_size(class)) };
         let dirty = self.dirty[word] >> bit & 1 == 1;
-        SmallBlock { start, slab, index: index as u16, class: class as u8, dirty }
+        SmallBlock::new(start, slab, index as u16, class, dirty)
     }
 
     fn give_back(&mut self, block: SmallBlock) {
-        let (word, bit) = (usize::from(block.index) / 64, block.index % 64);
+        let (word, bit) = (block.index() / 64, block.index() % 64);
         debug_assert_eq!(self.free[word] >> bit & 1, 0, "a block comes back once");
         self.free[word] |= 1 << bit;
         self.summary |= 1 << word;
         self.n_free += 1;
-        self.dirty[word] = self.dirty[word] & !(1 << bit) | u64::from(block.dirty) << bit;
+        self.dirty[word] = self.dirty[word] & !(1 << bit) | u64::from(block.is_dirty()) << bit;
     }
 
     /// Gives the memory of free blocks to the system, where blocks are whole pages: how many bytes.

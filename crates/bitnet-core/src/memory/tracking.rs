@@ -8,11 +8,14 @@ pub(super) mod patterns;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::patterns::{AllocationPattern, Event};
+use super::cleanup::calmly;
+use super::spin::Spin;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock, thread_idx};
 use crate::{Device, Error, Result};
 
@@ -138,18 +141,21 @@ impl Pressure {
         lock(&self.callbacks).push(callback.into());
     }
 
-    /// Takes note that another number of bytes is out, which `total` tells.
-    pub(super) fn observe(&self, total: impl Fn() -> usize) {
+    /// Takes note that another number of bytes is out, which `total` tells, unless callbacks would come at a bad time.
+    pub(super) fn observe(&self, total: impl Fn() -> usize, is_bad_time: impl Fn() -> bool) {
         loop {
             let level = self.level_of(total());
             if self.level.load(Ordering::Relaxed) == level
+                || is_bad_time()
                 || self.level.swap(level, Ordering::Relaxed) == level
             {
                 return;
             }
             // A callback may use the pool, and register others: nothing is locked meanwhile.
             let callbacks = lock(&self.callbacks).clone();
-            callbacks.iter().for_each(|callback| callback(LEVELS[level]));
+            for callback in &callbacks {
+                calmly(|| callback(LEVELS[level]));
+            }
             // Another thread may have looked later and written earlier: the level must be that of the last look.
         }
     }
@@ -170,7 +176,7 @@ pub(super) struct Tracker {
 /// One part of the books, on cache lines of its own.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Log(Mutex<Entries>);
+struct Log(Spin<Entries>);
 
 #[derive(Debug)]
 struct Entries {
@@ -194,11 +200,24 @@ struct Live {
     origin: Option<&'static Location<'static>>,
 }
 
-/// What a handle remembers of the books.
+/// What a handle remembers of the books: the part of them, counted from 1, and in the upper half the entry among those
+/// that are out, likewise. One word, like all of a handle, so that it moves in one piece.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tracked {
-    log: u32,
-    live: Option<u32>,
+pub(super) struct Tracked(NonZeroU64);
+
+impl Tracked {
+    fn new(log: usize, live: Option<u32>) -> Self {
+        let live = live.map_or(0, |slot| u64::from(slot) + 1);
+        Tracked(NonZeroU64::MIN.saturating_add(log as u64 | live << 32))
+    }
+
+    fn log(self) -> usize {
+        self.0.get() as u32 as usize - 1
+    }
+
+    fn live(self) -> Option<u32> {
+        ((self.0.get() >> 32) as u32).checked_sub(1)
+    }
 }
 
 /// What tracking has found about a pool.
@@ -289,7 +308,7 @@ pub struct OriginProfile {
 impl Tracker {
     /// `None` when nothing is to be watched.
     pub(super) fn new(config: TrackingConfig) -> Option<Self> {
-        let logs = std::array::from_fn(|_| Log(Mutex::new(Entries::new())));
+        let logs = std::array::from_fn(|_| Log(Spin::new(Entries::new())));
         (config.level > TrackingLevel::None).then(|| Tracker { config, started: Instant::now(), logs })
     }
 
@@ -306,11 +325,11 @@ impl Tracker {
         state: impl Fn() -> (usize, f64),
     ) -> Tracked {
         let log = thread_idx() % N_LOGS;
-        let mut entries = lock(&self.logs[log].0);
+        let mut entries = self.logs[log].0.lock();
         entries.n_allocated += 1;
         entries.by_size[size_idx(size)].0 += 1;
         if self.watches(TrackingLevel::Standard).is_none() {
-            return Tracked { log: log as u32, live: None };
+            return Tracked::new(log, None);
         }
         let at = self.started.elapsed();
         keep(&mut entries.events, MAX_EVENTS, Event { at, size, device });
@@ -331,14 +350,14 @@ impl Tracker {
             let live = Live { size, device, since: at, origin: is_detailed.then_some(origin) };
             entries.enter(live)
         });
-        Tracked { log: log as u32, live }
+        Tracked::new(log, live)
     }
 
     /// Enters a deallocation.
     pub(super) fn freed(&self, tracked: Tracked, size: usize) {
-        let mut entries = lock(&self.logs[tracked.log as usize].0);
+        let mut entries = self.logs[tracked.log()].0.lock();
         entries.by_size[size_idx(size)].1 += 1;
-        let Some(live) = tracked.live.and_then(|slot| entries.leave(slot)) else { return };
+        let Some(live) = tracked.live().and_then(|slot| entries.leave(slot)) else { return };
         if let Some(origin) = live.origin
             && let Some(profile) = entries.origins.get_mut(&std::ptr::from_ref(origin).addr())
         {
@@ -355,7 +374,7 @@ impl Tracker {
         let mut sums = [(0, 0); usize::BITS as usize];
         let mut tracking_bytes = size_of::<Self>();
         for log in &self.logs {
-            let entries = lock(&log.0);
+            let entries = log.0.lock();
             tracking_bytes += entries.size_bytes();
             for (sum, part) in sums.iter_mut().zip(entries.by_size) {
                 *sum = (sum.0 + part.0, sum.1 + part.1);
@@ -378,7 +397,7 @@ impl Tracker {
         let now = self.started.elapsed();
         let mut leaks: Vec<Leak> = Vec::new();
         for log in &self.logs {
-            let entries = lock(&log.0);
+            let entries = log.0.lock();
             let out = entries.live.iter().flatten();
             leaks.extend(out.map(|live| Leak {
                 origin: live.origin,
@@ -395,7 +414,7 @@ impl Tracker {
     pub(super) fn timeline(&self) -> Option<Vec<TimelinePoint>> {
         self.watches(TrackingLevel::Standard)?;
         let mut points: Vec<TimelinePoint> = Vec::new();
-        self.logs.iter().for_each(|log| points.extend(&lock(&log.0).timeline));
+        self.logs.iter().for_each(|log| points.extend(&log.0.lock().timeline));
         points.sort_by_key(|point| point.at);
         Some(points)
     }
@@ -403,7 +422,7 @@ impl Tracker {
     pub(super) fn patterns(&self) -> Option<Vec<AllocationPattern>> {
         let timeline = self.timeline()?;
         let mut events: Vec<Event> = Vec::new();
-        self.logs.iter().for_each(|log| events.extend(&lock(&log.0).events));
+        self.logs.iter().for_each(|log| events.extend(&log.0.lock().events));
         events.sort_by_key(|event| event.at);
         Some(patterns::find(&events, &timeline))
     }
@@ -412,7 +431,7 @@ impl Tracker {
         self.watches(TrackingLevel::Detailed)?;
         let mut merged = BTreeMap::new();
         for log in &self.logs {
-            for part in lock(&log.0).origins.values() {
+            for part in log.0.lock().origins.values() {
                 let sum = merged.entry(part.origin).or_insert(OriginProfile::new(part.origin));
                 sum.allocations += part.allocations;
                 sum.bytes += part.bytes;
