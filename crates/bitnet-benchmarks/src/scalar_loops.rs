@@ -7,8 +7,11 @@ use std::arch::asm;
 
 use bitnet_quant::ternary_packing::TernaryPackingStrategy;
 
+/// Fills weights from a payload that was packed here: it trusts it.
+pub type ScalarLoop = fn(payload: &[u8], out: &mut [i8]);
+
 /// The loop for a payload that is packed so, where there is one.
-pub fn scalar_loop(strategy: TernaryPackingStrategy) -> Option<fn(&[u8], &mut [i8])> {
+pub fn scalar_loop(strategy: TernaryPackingStrategy) -> Option<ScalarLoop> {
     match strategy {
         TernaryPackingStrategy::BitPacked2Bit => Some(bit_packed),
         TernaryPackingStrategy::Base3Packed => Some(base3),
@@ -33,7 +36,7 @@ fn base3(payload: &[u8], out: &mut [i8]) {
     for (bytes, out) in payload.chunks(32).zip(out.chunks_mut(160)) {
         for (plane, power) in out.chunks_mut(bytes.len()).zip([1u8, 3, 9, 27, 81]) {
             for (out, byte) in plane.iter_mut().zip(bytes) {
-                *out = in_register((u16::from(byte.wrapping_mul(power)) * 3 >> 8) as i8 - 1);
+                *out = in_register(((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as i8 - 1);
             }
         }
     }

@@ -45,7 +45,8 @@ pub const MAX_BLOCK_SIZE: usize = 1 << 20;
 /// What a byte of any payload can stand for at most, so that few bytes cannot ask for much memory.
 pub const MAX_WEIGHTS_PER_BYTE: usize = 256;
 
-const MAGIC: [u8; 4] = *b"TPW\x01";
+const MAGIC: [u8; 3] = *b"TPW";
+const VERSION: u8 = 1;
 const CHECKSUM_AT: usize = 16;
 
 /// How weights are packed.
@@ -190,14 +191,10 @@ pub trait TernaryPacker: fmt::Debug + Sync {
         weights: &[i8],
         config: &TernaryPackingConfig,
     ) -> Result<PackedTernaryWeights, TernaryPackingError> {
-        if let Some(index) = first_not_ternary(weights) {
-            return Err(TernaryPackingError::NotTernary { index, value: weights[index] });
-        }
-        if !(1..=MAX_BLOCK_SIZE).contains(&config.block_size) {
-            return Err(TernaryPackingError::BlockSize { got: config.block_size });
-        }
+        check_input(weights, config)?;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + self.payload_bytes(weights, config));
         bytes.extend(MAGIC);
+        bytes.push(VERSION);
         bytes.extend((self.strategy() as u32).to_le_bytes());
         bytes.extend((weights.len() as u64).to_le_bytes());
         bytes.extend([0; HEADER_BYTES - CHECKSUM_AT]);
@@ -209,8 +206,7 @@ pub trait TernaryPacker: fmt::Debug + Sync {
 
     /// Whether the weights are ternary and this packing makes them no larger than two bits a weight would.
     fn is_suitable(&self, weights: &[i8], config: &TernaryPackingConfig) -> bool {
-        first_not_ternary(weights).is_none()
-            && (1..=MAX_BLOCK_SIZE).contains(&config.block_size)
+        check_input(weights, config).is_ok()
             && self.payload_bytes(weights, config) <= weights.len().div_ceil(4)
     }
 }
@@ -314,22 +310,25 @@ impl<'a> PackedTernaryView<'a> {
     /// payload could hold, which is at most [`MAX_WEIGHTS_PER_BYTE`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, TernaryPackingError> {
         let broken = |rule| TernaryPackingError::Header { rule };
-        let header = bytes.first_chunk().ok_or(broken("they are fewer than a header has"))?;
-        let [m0, m1, m2, version, s0, s1, s2, s3, n0, n1, n2, n3, n4, n5, n6, n7, c0, c1, c2, c3] = *header;
-        if [m0, m1, m2] != MAGIC[..3] {
+        let (header, payload) =
+            bytes.split_at_checked(HEADER_BYTES).ok_or(broken("they are fewer than a header has"))?;
+        let [begin, code, len_low, len_high, sum] = header.as_chunks::<4>().0 else {
+            unreachable!("a header is five times four bytes")
+        };
+        let [magic @ .., version] = begin;
+        if *magic != MAGIC {
             return Err(broken("they do not begin with TPW"));
         }
-        if version != MAGIC[3] {
+        if *version != VERSION {
             return Err(broken("they are of another version"));
         }
-        let strategy = TernaryPackingStrategy::from_code(u32::from_le_bytes([s0, s1, s2, s3]))
+        let strategy = TernaryPackingStrategy::from_code(u32::from_le_bytes(*code))
             .ok_or(broken("their strategy is unknown"))?;
-        let payload = &bytes[HEADER_BYTES..];
-        let len = usize::try_from(u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7])).ok();
+        let [low, high] = [len_low, len_high].map(|half| u64::from(u32::from_le_bytes(*half)));
         let most = TernaryPackerFactory::create_packer(strategy).max_weights(payload.len());
-        let len =
-            len.filter(|len| *len <= most).ok_or(broken("they are too short for their number of weights"))?;
-        if checksum(bytes) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        let len = usize::try_from(high << 32 | low).ok().filter(|len| *len <= most);
+        let len = len.ok_or(broken("they are too short for their number of weights"))?;
+        if checksum(bytes) != u32::from_le_bytes(*sum) {
             return Err(broken("their checksum differs"));
         }
         Ok(PackedTernaryView { strategy, len, payload })
@@ -357,6 +356,14 @@ fn checksum(bytes: &[u8]) -> u32 {
     hasher.update(&bytes[..CHECKSUM_AT]);
     hasher.update(&bytes[HEADER_BYTES..]);
     hasher.finalize()
+}
+
+fn check_input(weights: &[i8], config: &TernaryPackingConfig) -> Result<(), TernaryPackingError> {
+    if let Some(index) = first_not_ternary(weights) {
+        return Err(TernaryPackingError::NotTernary { index, value: weights[index] });
+    }
+    let got = config.block_size;
+    if (1..=MAX_BLOCK_SIZE).contains(&got) { Ok(()) } else { Err(TernaryPackingError::BlockSize { got }) }
 }
 
 /// One pass that vectorises finds whether there is such a weight; only then a second one finds which.

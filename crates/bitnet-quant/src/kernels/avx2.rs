@@ -31,7 +31,7 @@ static KERNELS: Kernels = table! {
     ternary: Maddubs,
     tiles: None,
     head: Madd,
-    unpack: Shuffle,
+    unpack: WideShuffle,
 };
 
 static VNNI_KERNELS: Kernels = table! {
@@ -44,7 +44,7 @@ static VNNI_KERNELS: Kernels = table! {
     ternary: DotProduct,
     tiles: None,
     head: Madd,
-    unpack: Shuffle,
+    unpack: WideShuffle,
 };
 
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
@@ -349,9 +349,9 @@ fn sums(v: [__m256i; 4]) -> [i32; 4] {
 }
 
 /// [`sse41::Shuffle`] on twice the width.
-pub(super) struct Shuffle;
+pub(super) struct WideShuffle;
 
-impl UnpackOps for Shuffle {
+impl UnpackOps for WideShuffle {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn two_bit(block: &[u8; PLANE], out: &mut [i8; TWO_BIT_WEIGHTS]) {

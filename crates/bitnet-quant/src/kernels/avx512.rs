@@ -208,14 +208,14 @@ impl UnpackOps for Masks {
     #[target_feature(enable = "avx2")]
     unsafe fn two_bit(block: &[u8; PLANE], out: &mut [i8; TWO_BIT_WEIGHTS]) {
         // SAFETY: these instructions are among ours.
-        unsafe { avx2::Shuffle::two_bit(block, out) }
+        unsafe { avx2::WideShuffle::two_bit(block, out) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn base3(block: &[u8; PLANE], out: &mut [i8; BASE3_WEIGHTS]) {
         // SAFETY: as above.
-        unsafe { avx2::Shuffle::base3(block, out) }
+        unsafe { avx2::WideShuffle::base3(block, out) }
     }
 
     #[inline]
