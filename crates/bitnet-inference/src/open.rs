@@ -1,7 +1,7 @@
 //! Opening a model: source, precisions, weights, tokenizer.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicBool;
 
 use bitnet_core::Error as CoreError;
@@ -176,6 +176,7 @@ impl Model {
                 threads: plan.into_threads(),
                 pool,
                 precision,
+                fingerprint: OnceLock::new(),
             }),
         })
     }
