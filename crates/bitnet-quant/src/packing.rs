@@ -7,7 +7,7 @@
 mod hf_u8;
 pub mod i2_s;
 mod q2_0;
-mod tq1_0;
+pub(crate) mod tq1_0;
 mod tq2_0;
 
 use std::fmt;
