@@ -23,7 +23,11 @@ fn an_answer_goes_on_in_another_call() {
     }
     let other = call(&["run", "--load-session", file, "--kv", "f32"]);
     assert_eq!(other.status, 1);
-    assert!(other.stderr.contains("its keys and values are i8, those of the session f32"), "{}", other.stderr);
+    assert!(
+        other.stderr.contains("its keys and values are i8, those of the session f32"),
+        "{}",
+        other.stderr
+    );
 }
 
 #[test]
@@ -76,7 +80,8 @@ fn a_kept_prompt_changes_nothing_but_the_time() {
     let dir = folder.path().join("prefixes");
     let cached = ["--prefix-cache", dir.to_str().unwrap()];
     let system = "You are a friendly story teller. You like animals, and you tell about their friends.";
-    let run = |more: &[&str]| quiet_success(&[&["run", "--temperature", "0", "--max-tokens", "20"], more].concat());
+    let run =
+        |more: &[&str]| quiet_success(&[&["run", "--temperature", "0", "--max-tokens", "20"], more].concat());
     for prompt in ["Tell me a story about a fox", "Tell me a story about a dog", "What is your name?"] {
         let args = ["--system", system, "--prompt", prompt];
         assert_eq!(run(&[&args[..], &cached].concat()), run(&args));
@@ -96,7 +101,18 @@ fn a_compressed_model_runs_and_is_described() {
     assert!(made.stderr.contains(" bytes became "), "{}", made.stderr);
     assert!(fs::metadata(&output).unwrap().len() < fs::metadata(&input).unwrap().len());
     let run = |model: &str| {
-        quiet_success(&["run", "--raw", "--prompt", "a", "--max-tokens", "5", "--seed", "1", "--model", model])
+        quiet_success(&[
+            "run",
+            "--raw",
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "5",
+            "--seed",
+            "1",
+            "--model",
+            model,
+        ])
     };
     assert_eq!(run(&output), run(&input));
     let object = json(&quiet_success(&["inspect", "--json", &output]));

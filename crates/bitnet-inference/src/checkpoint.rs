@@ -145,10 +145,7 @@ impl Session {
 
     /// Writes the first `len` tokens.
     fn save_first(&self, len: usize, path: &Path, state: &State) -> Result<()> {
-        let state = serde_json::to_string(state).map_err(|e| Error::SavedSession {
-            path: path.to_owned(),
-            mismatch: Mismatch::Altered { what: e.to_string() },
-        })?;
+        let state = serde_json::json!(state).to_string();
         let metadata: BTreeMap<String, String> = [
             (FORMAT_KEY, FORMAT.to_owned()),
             (VERSION_KEY, VERSION.to_owned()),

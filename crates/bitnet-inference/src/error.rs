@@ -116,10 +116,14 @@ pub enum Mismatch {
         known: &'static str,
     },
     /// Keys and values mean something to the weights that computed them, and to no others.
-    #[error("a session of another model, or of one with other precisions; give the model that it was saved with")]
+    #[error(
+        "a session of another model, or of one with other precisions; give the model that it was saved with"
+    )]
     Model,
     /// Keys and values are stored in another way.
-    #[error("its keys and values are {saved}, those of the session {session}; give the session the same precision")]
+    #[error(
+        "its keys and values are {saved}, those of the session {session}; give the session the same precision"
+    )]
     KvFormat {
         /// In the file.
         saved: &'static str,

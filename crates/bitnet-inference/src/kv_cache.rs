@@ -266,7 +266,8 @@ impl KvCache {
     /// The rows of one layer's first `len` tokens, by position, then by head.
     fn rows_of_tokens(&self, layer: usize, len: usize) -> Vec<usize> {
         let (heads, first) = (self.heads, layer * self.layer_rows);
-        let of_token = move |position| (0..heads.n_kv_heads).map(move |head| first + heads.row(head, position));
+        let of_token =
+            move |position| (0..heads.n_kv_heads).map(move |head| first + heads.row(head, position));
         (0..len).flat_map(of_token).collect()
     }
 

@@ -202,7 +202,8 @@ pub fn open(model: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
     if path.extension().is_some_and(|e| e == "safetensors") {
         return Ok(Box::new(HfSource::open_file(mapping)?));
     }
-    let hint = "models come as GGUF, compressed by `bitnet convert`, or as safetensors with a config.json beside it";
+    let hint =
+        "models come as GGUF, compressed by `bitnet convert`, or as safetensors with a config.json beside it";
     Err(CoreError::UnknownFormat { path, hint }.into())
 }
 

@@ -72,7 +72,8 @@ fn an_answer_goes_on_bit_for_bit_in_every_format_on_any_threads_with_and_without
             for broken_at in [0, 1, 13] {
                 let mut first = session(&models[(i + 1) % 3], kv, 7);
                 let mut answer = first.generate_from(&prompt, &options).unwrap();
-                let mut got: Vec<u32> = (0..broken_at).map(|_| answer.next_token().unwrap().unwrap()).collect();
+                let mut got: Vec<u32> =
+                    (0..broken_at).map(|_| answer.next_token().unwrap().unwrap()).collect();
                 let state = answer.state();
                 first.save(&path, state.as_ref(), &[]).unwrap();
 
@@ -83,8 +84,11 @@ fn an_answer_goes_on_bit_for_bit_in_every_format_on_any_threads_with_and_without
                 second.forward(&[1, 2, 3]).unwrap();
                 second.load(&saved).unwrap();
                 let answer = saved.answer().unwrap();
-                let options =
-                    GenerateOptions { sampling: answer.sampling.clone(), one_by_one: i % 2 == 1, ..options.clone() };
+                let options = GenerateOptions {
+                    sampling: answer.sampling.clone(),
+                    one_by_one: i % 2 == 1,
+                    ..options.clone()
+                };
                 let mut rest = second.resume(answer, &options).unwrap();
                 got.extend((broken_at..TOKENS).map(|_| rest.next_token().unwrap().unwrap()));
                 assert_eq!(got, want, "{kv}, broken at {broken_at}, {sampling:?}");
@@ -203,7 +207,10 @@ fn what_does_not_fit_is_refused_and_the_session_stays_as_it_is() {
         let error = stays(fresh(), |_| SavedSession::open(&path).unwrap_err());
         mismatch(error)
     };
-    assert_eq!(with("\"version\":\"1\"", "\"version\":\"2\""), Mismatch::Version { found: "2".into(), known: "1" });
+    assert_eq!(
+        with("\"version\":\"1\"", "\"version\":\"2\""),
+        Mismatch::Version { found: "2".into(), known: "1" }
+    );
     assert_eq!(with("bitnet-session", "bitnet-nothing"), Mismatch::NoSession);
     assert!(matches!(with("\\\"prompt_len\\\":9", "\\\"prompt_len\\\":8"), Mismatch::Altered { .. }));
     assert!(matches!(with("\\\"seed\\\":7", "\\\"seed\\\":8"), Mismatch::Altered { .. }));

@@ -13,9 +13,12 @@ const BYTES: usize = 64 << 20;
 const COLS: usize = 2560;
 
 fn main() {
-    for (name, (bytes, elements)) in
-        [("bf16", normal(true)), ("f16", normal(false)), ("i2_s", ternary(43)), ("i2_s, 33 % zeros", ternary(33))]
-    {
+    for (name, (bytes, elements)) in [
+        ("bf16", normal(true)),
+        ("f16", normal(false)),
+        ("i2_s", ternary(43)),
+        ("i2_s, 33 % zeros", ternary(33)),
+    ] {
         let code = encode(&bytes, elements).len() as f64 / bytes.len() as f64;
         let limit = entropy_bits(&bytes, elements) / (8 * elements.size()) as f64;
         println!("{name}: {:.2} % of its bytes, where its entropy is {:.2} %", 100.0 * code, 100.0 * limit);
@@ -34,7 +37,9 @@ fn random(i: usize) -> u64 {
 /// Numbers that are normally distributed, as the rows of a table of embeddings are about: sums of twelve uniform ones.
 fn normal(upper_half: bool) -> (Vec<u8>, Elements) {
     let bytes = (0..BYTES / 2).flat_map(|i| {
-        let sum = (0..3).map(|k| random(3 * i + k)).flat_map(|bits| (0..4).map(move |k| (bits >> (16 * k)) & 0xffff));
+        let sum = (0..3)
+            .map(|k| random(3 * i + k))
+            .flat_map(|bits| (0..4).map(move |k| (bits >> (16 * k)) & 0xffff));
         let x = (sum.map(|u| u as f32 / 65536.0).sum::<f32>() - 6.0) * 0.7;
         if upper_half { bf16::from_f32(x).to_le_bytes() } else { f16::from_f32(x).to_le_bytes() }
     });

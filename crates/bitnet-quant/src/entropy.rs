@@ -12,7 +12,9 @@
 //!
 //! In a chunk, elements are rotated to the left by one bit, which leaves the exponent of a float in its highest bits and the
 //! sign with the mantissa, and split into planes: all lowest bytes, then those above, and so on. Bytes are not rotated. A
-//! plane is a tag and its bytes, or their code.
+//! plane is a tag and its bytes, or their code, or, for bytes of four ternary weights in two bits each, these weights in one
+//! of the packings of [`crate::ternary_packing`]. Of these the shortest is taken. Prefix codes are, as long as some
+//! weights are more frequent than others and none so frequent that a bit for four of them is too much.
 
 mod huffman;
 
@@ -20,18 +22,27 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::ternary_packing::{
+    MAX_WEIGHTS_PER_BYTE, PackedTernaryView, SimdUnpacker, TernaryPackerFactory, TernaryPackingConfig,
+    TernaryPackingStrategy,
+};
+
 /// Decoded bytes of a chunk: large enough that its tables cost nothing, and small enough for a second-level cache.
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// Bytes in front of the chunks' entries.
 const HEADER_BYTES: usize = 16;
 /// Bytes of a chunk's entry.
 const ENTRY_BYTES: usize = 8;
-/// A code has a bit for each byte at least, so that no tensor decodes to more bytes than this a byte.
-const MAX_EXPANSION: usize = 8;
+/// A prefix code has a bit for each byte at least, and packings have a limit of their own, so that no tensor decodes to more
+/// bytes than this a byte.
+const MAX_EXPANSION: usize = MAX_WEIGHTS_PER_BYTE / WEIGHTS;
+/// Ternary weights that two bits each leave room for in a byte.
+const WEIGHTS: usize = 4;
 
 /// Tags of planes.
 const RAW: u8 = 0;
 const CODED: u8 = 1;
+const PACKED: u8 = 2;
 
 /// Why bytes cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -68,9 +79,12 @@ pub fn encode_chunk(chunk: &[u8], elements: Elements) -> Vec<u8> {
     let n = chunk.len() / elements.size();
     let (whole, rest) = chunk.split_at(n * elements.size());
     for plane in planes(whole, elements) {
-        match huffman::encode(&plane).filter(|code| code.len() < plane.len()) {
-            Some(code) => {
-                out.push(CODED);
+        let code = huffman::encode(&plane).filter(|code| code.len() < plane.len()).map(|code| (CODED, code));
+        let shortest = code.as_ref().map_or(plane.len(), |(_, code)| code.len());
+        let packed = if elements == Elements::Bytes { pack(&plane, shortest) } else { None };
+        match packed.map(|packed| (PACKED, packed)).or(code) {
+            Some((tag, code)) => {
+                out.push(tag);
                 out.extend((code.len() as u32).to_le_bytes());
                 out.extend(code);
             }
@@ -98,6 +112,7 @@ pub fn decode_chunk(
         match Plane::take(&mut code, n)? {
             Plane::Raw(bytes) => whole.copy_from_slice(bytes),
             Plane::Coded(code) => huffman::decode(code, whole)?,
+            Plane::Packed(packed) => unpack(packed, whole)?,
         }
     } else {
         // Where there is no element, there are planes all the same.
@@ -110,6 +125,7 @@ pub fn decode_chunk(
                     huffman::decode(code, decoded)?;
                     decoded
                 }
+                Plane::Packed(_) => return Err(CodeError("floats are packed like ternary weights")),
             };
         }
         join(planes, elements, whole);
@@ -154,9 +170,46 @@ fn join(planes: [&[u8]; 4], elements: Elements, out: &mut [u8]) {
     }
 }
 
+/// Bytes of four codes 0 to 2, two bits each, as packed weights, if that is possible in fewer bytes than `shortest`.
+fn pack(plane: &[u8], shortest: usize) -> Option<Vec<u8>> {
+    let weight = |byte: u8, shift: u32| (byte >> shift & 3) as i8 - 1;
+    let is_ternary = plane.iter().all(|&byte| byte & byte >> 1 & 0x55 == 0);
+    // Base 3 has one size. What depends on the weights is only worth computing where few of them matter.
+    let sparse = shortest < plane.len() / 6;
+    if !is_ternary || (5 * shortest <= 4 * plane.len() && !sparse) {
+        return None;
+    }
+    let weights: Vec<i8> =
+        plane.iter().flat_map(|byte| [6, 4, 2, 0].map(|shift| weight(*byte, shift))).collect();
+    let config = TernaryPackingConfig::default();
+    let strategy = match sparse {
+        true => TernaryPackerFactory::auto_select_strategy(&weights, &config),
+        false => TernaryPackingStrategy::Base3Packed,
+    };
+    let packed = TernaryPackerFactory::create_packer(strategy).pack(&weights, &config).ok()?;
+    Some(packed.into_bytes()).filter(|packed| packed.len() < shortest)
+}
+
+/// Undoes [`pack`].
+fn unpack(packed: &[u8], plane: &mut [u8]) -> Result<(), CodeError> {
+    let damaged = CodeError("packed weights are damaged");
+    let packed = PackedTernaryView::parse(packed).map_err(|_| damaged)?;
+    if packed.len() != WEIGHTS * plane.len() {
+        return Err(CodeError("a plane has more or fewer weights than bytes"));
+    }
+    let mut weights = vec![0; packed.len()];
+    SimdUnpacker::new().unpack_into(packed, &mut weights).map_err(|_| damaged)?;
+    for (byte, [a, b, c, d]) in plane.iter_mut().zip(weights.as_chunks::<WEIGHTS>().0) {
+        let code = |weight: &i8| (weight + 1) as u8 & 3;
+        *byte = code(a) << 6 | code(b) << 4 | code(c) << 2 | code(d);
+    }
+    Ok(())
+}
+
 enum Plane<'a> {
     Raw(&'a [u8]),
     Coded(&'a [u8]),
+    Packed(&'a [u8]),
 }
 
 impl<'a> Plane<'a> {
@@ -166,7 +219,7 @@ impl<'a> Plane<'a> {
         let (tag, rest) = code.split_first().ok_or_else(cut)?;
         let (len, rest) = match *tag {
             RAW => (n, rest),
-            CODED => {
+            CODED | PACKED => {
                 let (len, rest) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
                 (u32::from_le_bytes(*len) as usize, rest)
             }
@@ -174,7 +227,11 @@ impl<'a> Plane<'a> {
         };
         let (plane, rest) = rest.split_at_checked(len).ok_or_else(cut)?;
         *code = rest;
-        Ok(if *tag == RAW { Plane::Raw(plane) } else { Plane::Coded(plane) })
+        Ok(match *tag {
+            RAW => Plane::Raw(plane),
+            CODED => Plane::Coded(plane),
+            _ => Plane::Packed(plane),
+        })
     }
 }
 
@@ -392,6 +449,37 @@ mod tests {
             })
             .collect();
         assert!(encode(&noise, Elements::Singles).len() <= noise.len() + 40);
+    }
+
+    /// Equally frequent weights are shortest to the base 3, and long runs as runs.
+    #[test]
+    fn ternary_weights_are_packed_where_that_is_shorter_than_coding_their_bytes() {
+        let mut x = 7u64;
+        let mut weights = |n: usize, percent_zeros: u64, run: usize| -> Vec<u8> {
+            let mut code = || {
+                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let (a, b) = (x >> 40, x >> 33);
+                if a % 100 < percent_zeros { 1 } else { (b as u8 & 1) * 2 }
+            };
+            let codes = (0..WEIGHTS * n / run).flat_map(|_| vec![code(); run]).collect::<Vec<u8>>();
+            codes.as_chunks::<WEIGHTS>().0.iter().map(|c| c[0] << 6 | c[1] << 4 | c[2] << 2 | c[3]).collect()
+        };
+        for (zeros, run, tag, most) in
+            [(33, 1, PACKED, 0.8003), (43, 1, CODED, 0.79), (97, 64, PACKED, 0.02), (97, 1, PACKED, 0.13)]
+        {
+            let bytes = weights(CHUNK_BYTES, zeros, run);
+            let code = encode_chunk(&bytes, Elements::Bytes);
+            let share = code.len() as f64 / bytes.len() as f64;
+            assert!(
+                code[0] == tag && share < most,
+                "{zeros} % zeros in runs of {run}: {share} with {}",
+                code[0]
+            );
+            assert_eq!(decoded(&encode(&bytes, Elements::Bytes)).unwrap(), bytes);
+        }
+        assert_eq!(encode_chunk(&[0b1101_0101; 64], Elements::Bytes)[0], RAW, "3 is no code of a weight");
+        let huge = weights(CHUNK_BYTES, 100, 1);
+        assert_eq!(decoded(&encode(&huge, Elements::Bytes)).unwrap(), huge);
     }
 
     #[test]

@@ -26,7 +26,9 @@ const FORMAT: &str = "bitnet-compressed";
 const VERSION: &str = "1";
 const FORMAT_KEY: &str = "format";
 const VERSION_KEY: &str = "version";
-const FILES_KEY: &str = "files";
+const FILES_KEY: &str = "members";
+/// How headers begin: keys are in alphabetical order.
+const MARK: &[u8] = br#"{"__metadata__":{"format":"bitnet-compressed""#;
 /// Files of a model: far more than any has.
 const MAX_FILES: usize = 4096;
 /// Smaller tensors are decoded by whoever asks; larger ones on all cores.
@@ -74,7 +76,7 @@ pub struct PackedTensor<'a> {
     pub dtype: &'a str,
     /// Its shape, row-major.
     pub shape: &'a [usize],
-    /// Bytes that it takes, and that it decodes to.
+    /// Bytes that it takes.
     pub bytes: usize,
     /// Bytes that it decodes to.
     pub unpacked_bytes: usize,
@@ -94,7 +96,12 @@ impl CompressedFile {
     /// Opens a compressed model; `None` where the bytes are something else.
     pub fn parse(mapping: Arc<Mapping>) -> Result<Option<Self>> {
         let path = mapping.path().to_owned();
-        let Ok(blobs) = SafeTensors::parse(mapping) else { return Ok(None) };
+        let says_so = mapping.as_slice().get(8..).is_some_and(|header| header.starts_with(MARK));
+        let blobs = match SafeTensors::parse(mapping) {
+            Ok(blobs) => blobs,
+            Err(error) if says_so => return Err(error),
+            Err(_) => return Ok(None),
+        };
         let text = |key: &str| blobs.metadata().get(key).map_or("", String::as_str);
         if text(FORMAT_KEY) != FORMAT {
             return Ok(None);
@@ -102,7 +109,9 @@ impl CompressedFile {
         let malformed = |rule: String| Error::malformed(&path, 0, rule);
         if text(VERSION_KEY) != VERSION {
             let found = text(VERSION_KEY);
-            return Err(malformed(format!("a compressed model of version {found:?}; this program reads {VERSION}")));
+            return Err(malformed(format!(
+                "a compressed model of version {found:?}; this program reads {VERSION}"
+            )));
         }
         let files: Vec<FileEntry> = serde_json::from_str(text(FILES_KEY))
             .map_err(|e| malformed(format!("in the list of its files: {e}")))?;
@@ -131,13 +140,10 @@ impl CompressedFile {
     }
 
     /// Every coded tensor.
-    pub fn tensors(&self) -> impl Iterator<Item = Result<PackedTensor<'_>>> {
-        let of_file = move |file: &'_ FileEntry| -> Vec<_> {
-            file.tensors.iter().map(|tensor| self.coded(&file.blob(tensor))).collect()
-        };
-        self.files.iter().flat_map(move |file| {
-            file.tensors.iter().zip(of_file(file)).map(move |(tensor, coded)| {
-                let (bytes, coded) = coded?;
+    pub fn tensors<'f>(&'f self) -> impl Iterator<Item = Result<PackedTensor<'f>>> {
+        let of_file = move |file: &'f FileEntry| {
+            file.tensors.iter().map(move |tensor| {
+                let (bytes, coded) = self.coded(&file.blob(tensor))?;
                 Ok(PackedTensor {
                     file: &file.name,
                     name: &tensor.name,
@@ -147,7 +153,8 @@ impl CompressedFile {
                     unpacked_bytes: coded.decoded_len(),
                 })
             })
-        })
+        };
+        self.files.iter().flat_map(of_file)
     }
 
     /// Bytes that everything decodes to.
@@ -162,7 +169,8 @@ impl CompressedFile {
         let (_, coded) = self.coded(&entry.name)?;
         let mut rest = vec![0; coded.decoded_len()];
         self.decode_into(&entry.name, &coded, &mut rest, 1)?;
-        // At most eight times the bytes of the codes, which was checked when the file was opened.
+        // As many as the codes decode to, which was checked when the file was opened, and no code decodes to much more than
+        // it is.
         let mut whole = vec![0; entry.bytes];
         let mut rest = rest.as_slice();
         for between in self.between(entry)? {
@@ -177,30 +185,38 @@ impl CompressedFile {
     pub fn fill(&self, bytes: &Bytes) -> Result<Bytes> {
         let name = bytes.mapping().path().file_name();
         let file = self.files.iter().position(|file| name.is_some_and(|name| name == file.name.as_str()));
-        let found = file.and_then(|f| {
-            let entry = &self.files[f];
-            let t = entry.tensors.iter().position(|tensor| tensor.at == bytes.offset())?;
-            Some(((f, t), entry.blob(&entry.tensors[t])))
-        });
-        let Some((key, blob)) = found.filter(|_| !bytes.is_empty()) else { return Ok(bytes.clone()) };
-        let lock = || self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
-        let whole = |mapping: Arc<Mapping>| {
-            Bytes::new(&mapping, 0..bytes.len()).filter(|_| mapping.as_slice().len() == bytes.len()).ok_or_else(|| {
-                let problem = format!("decodes to {} bytes of {}", mapping.as_slice().len(), bytes.len());
-                Error::bad_tensor(&self.path, &blob, problem)
-            })
+        let Some(f) = file else { return Ok(bytes.clone()) };
+        let entry = &self.files[f];
+        // Places are in ascending order, so that the last tensor that begins before the end is the only one in question.
+        let end = bytes.offset() + bytes.len();
+        let Some(t) = entry.tensors.iter().rposition(|tensor| tensor.at < end) else {
+            return Ok(bytes.clone());
         };
-        if let Some(mapping) = lock().get(&key).and_then(Weak::upgrade) {
-            return whole(mapping);
-        }
+        let blob = entry.blob(&entry.tensors[t]);
         let (_, coded) = self.coded(&blob)?;
+        let at = entry.tensors[t].at;
+        if bytes.offset() >= at + coded.decoded_len() {
+            return Ok(bytes.clone());
+        }
+        let outside = || Error::bad_tensor(&self.path, &blob, "is a part of what the file has as one tensor");
+        let part = bytes.offset().checked_sub(at).ok_or_else(outside)?;
+        let decoded = self.decoded((f, t), &blob, &coded)?;
+        Bytes::new(&decoded, part..part + bytes.len()).ok_or_else(outside)
+    }
+
+    /// A decoded tensor, which somebody may have already.
+    fn decoded(&self, key: (usize, usize), blob: &str, coded: &CodedTensor<'_>) -> Result<Arc<Mapping>> {
+        let lock = || self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mapping) = lock().get(&key).and_then(Weak::upgrade) {
+            return Ok(mapping);
+        }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let n_threads = if bytes.len() < PARALLEL_BYTES { 1 } else { cores };
+        let n_threads = if coded.decoded_len() < PARALLEL_BYTES { 1 } else { cores };
         let mut decoded = vec![0; coded.decoded_len()];
-        self.decode_into(&blob, &coded, &mut decoded, n_threads)?;
-        let mapping = Mapping::memory(&self.path.join(&blob).to_string_lossy(), decoded);
+        self.decode_into(blob, coded, &mut decoded, n_threads)?;
+        let mapping = Mapping::memory(&self.path.join(blob).to_string_lossy(), decoded);
         lock().insert(key, Arc::downgrade(&mapping));
-        whole(mapping)
+        Ok(mapping)
     }
 
     /// Lets go of the file's pages that are in memory.
@@ -220,7 +236,13 @@ impl CompressedFile {
         Ok((&tensor.bytes, coded))
     }
 
-    fn decode_into(&self, blob: &str, coded: &CodedTensor<'_>, out: &mut [u8], n_threads: usize) -> Result<()> {
+    fn decode_into(
+        &self,
+        blob: &str,
+        coded: &CodedTensor<'_>,
+        out: &mut [u8],
+        n_threads: usize,
+    ) -> Result<()> {
         let decoded = coded.decode(out, n_threads);
         decoded.map_err(|e| Error::bad_tensor(&self.path, blob, format!("is {e}")))
     }
@@ -232,7 +254,8 @@ impl CompressedFile {
         if rest == coded.decoded_len() {
             return Ok(());
         }
-        let problem = format!("decodes to {} bytes where {rest} lie between the tensors", coded.decoded_len());
+        let problem =
+            format!("decodes to {} bytes where {rest} lie between the tensors", coded.decoded_len());
         Err(Error::bad_tensor(&self.path, &file.name, problem))
     }
 

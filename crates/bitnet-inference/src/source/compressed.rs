@@ -29,7 +29,8 @@ impl CompressedSource {
             let inner = Box::new(GgufSource::new(mapping, layout)?);
             return Ok(CompressedSource { file, inner });
         }
-        let missing = |name: &str| CoreError::MissingTensor { path: file.path().to_owned(), name: name.into() };
+        let missing =
+            |name: &str| CoreError::MissingTensor { path: file.path().to_owned(), name: name.into() };
         let open = |name: &str| file.file(name);
         let config = open("config.json")?.ok_or_else(|| missing("config.json"))?;
         let files = HfFiles::open_in(config, open)?;
@@ -66,7 +67,9 @@ impl Source for CompressedSource {
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
         let Some(mut tensor) = self.inner.tensor(role)? else { return Ok(None) };
         match &mut tensor.data {
-            StoredData::Dense(_, bytes) | StoredData::Master(_, bytes) | StoredData::Ternary { bytes, .. } => {
+            StoredData::Dense(_, bytes)
+            | StoredData::Master(_, bytes)
+            | StoredData::Ternary { bytes, .. } => {
                 *bytes = self.file.fill(bytes)?;
             }
         }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_core::file::Mapping;
 use bitnet_core::file::safetensors::{Checkpoint, Dtype, Tensor};
 use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer, TokenizerConfig};
+use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::TernaryFormat;
 

@@ -163,13 +163,19 @@ fn code_lengths(counts: &[u32; 256]) -> Option<[u8; 256]> {
     let n = leaves.len().checked_sub(1).filter(|n| *n > 0)? + 1;
     let mut packages: Vec<(u64, Vec<u8>)> = Vec::new();
     for _ in 0..MAX_BITS {
-        let pairs = packages.chunks_exact(2).map(|pair| (pair[0].0 + pair[1].0, [&pair[0].1[..], &pair[1].1].concat()));
+        let pairs = packages
+            .chunks_exact(2)
+            .map(|pair| (pair[0].0 + pair[1].0, [&pair[0].1[..], &pair[1].1].concat()));
         let mut merged: Vec<_> = leaves.iter().cloned().chain(pairs).collect();
         merged.sort_by_key(|(weight, _)| *weight);
         packages = merged;
     }
     let mut lengths = [0; 256];
-    packages.iter().take(2 * n - 2).flat_map(|(_, bytes)| bytes).for_each(|byte| lengths[usize::from(*byte)] += 1);
+    packages
+        .iter()
+        .take(2 * n - 2)
+        .flat_map(|(_, bytes)| bytes)
+        .for_each(|byte| lengths[usize::from(*byte)] += 1);
     Some(lengths)
 }
 

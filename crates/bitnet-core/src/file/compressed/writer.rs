@@ -74,7 +74,7 @@ pub fn compress(
         })?;
         blob.entries = chunks;
     }
-    let list = serde_json::to_string(&entries).map_err(|e| Error::malformed(path, 0, e.to_string()))?;
+    let list = serde_json::json!(entries).to_string();
     let metadata: BTreeMap<String, String> =
         [(FORMAT_KEY, FORMAT), (VERSION_KEY, VERSION), (FILES_KEY, &list)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))

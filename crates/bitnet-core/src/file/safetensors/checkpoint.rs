@@ -44,7 +44,8 @@ impl Checkpoint {
         let Some(index) = open(INDEX_FILE)? else { return Ok(None) };
         let path = index.path().to_owned();
         let shard = |name: &str| {
-            open(name)?.ok_or_else(|| Error::io(&path.with_file_name(name), std::io::ErrorKind::NotFound.into()))
+            open(name)?
+                .ok_or_else(|| Error::io(&path.with_file_name(name), std::io::ErrorKind::NotFound.into()))
         };
         Self::of_shards(index, shard).map(Some)
     }
