@@ -237,6 +237,33 @@ impl KvCache {
         Ok(())
     }
 
+    /// Appends what the first `len` tokens have in one layer of one of the buffers, as it is stored: by position, then by head.
+    /// The buffers are those of the keys, of their scales where there are any, and the same of the values.
+    pub(crate) fn export(&self, buffer: usize, layer: usize, len: usize, out: &mut Vec<u8>) {
+        let (bytes, row_bytes, _) = self.rows().parts(self.heads.head_dim).swap_remove(buffer);
+        for row in self.rows_of_tokens(layer, len) {
+            out.extend_from_slice(&bytes[row * row_bytes..][..row_bytes]);
+        }
+    }
+
+    /// Undoes [`KvCache::export`] of `len` tokens.
+    pub(crate) fn import(&mut self, buffer: usize, layer: usize, len: usize, stored: &[u8]) {
+        let rows = self.rows_of_tokens(layer, len);
+        let head_dim = self.heads.head_dim;
+        let (bytes, row_bytes, _) = self.rows_mut().parts_mut(head_dim).swap_remove(buffer);
+        assert_eq!(stored.len(), rows.len() * row_bytes);
+        for (row, stored) in rows.into_iter().zip(stored.chunks_exact(row_bytes)) {
+            bytes[row * row_bytes..][..row_bytes].copy_from_slice(stored);
+        }
+    }
+
+    /// The rows of one layer's first `len` tokens, by position, then by head.
+    fn rows_of_tokens(&self, layer: usize, len: usize) -> Vec<usize> {
+        let place = self.place(layer);
+        let of_token = |position| (0..place.heads.n_kv_heads).map(move |head| place.row(head, position));
+        (0..len).flat_map(of_token).collect()
+    }
+
     /// The rows of the first `len` tokens, in all layers and heads.
     fn used_rows(&self, len: usize) -> Vec<Range<usize>> {
         // A chunk has a run of rows for every layer and head.

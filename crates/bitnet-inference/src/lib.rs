@@ -17,6 +17,7 @@
 
 mod answer;
 mod batch;
+mod checkpoint;
 pub mod config;
 pub mod convert;
 mod derived;
@@ -42,8 +43,9 @@ mod weights;
 pub use answer::FinishReason;
 pub use batch::{Answer, Batch, BatchGeneration, MAX_BATCH_ROWS};
 pub use bitnet_core::tokenizer::Message;
-pub use error::{Error, Result};
-pub use generate::{GenerateOptions, Generation, TokenLogprobs};
+pub use checkpoint::{PrefixCache, SavedSession};
+pub use error::{Error, Mismatch, Result};
+pub use generate::{AnswerState, GenerateOptions, Generation, TokenLogprobs};
 pub use head::{DEFAULT_MIN_HEAD_ROWS, HeadBytes, HeadMode, HeadOptions};
 pub use model::Model;
 pub use open::{MAX_THREADS, ModelOptions, Preparation, embedded_source};

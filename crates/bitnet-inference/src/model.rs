@@ -1,7 +1,7 @@
 //! The decoder, from token ids to logits, in the order in which the data flow.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_core::execution::{Choice, ExecutionBackend};
 use bitnet_core::memory::HybridMemoryPool;
@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) threads: Threads,
     pub(crate) pool: HybridMemoryPool,
     pub(crate) precision: PrecisionManager,
+    /// Computed when it is asked for.
+    pub(crate) fingerprint: OnceLock<u64>,
 }
 
 /// Tokens of a pass that follow each other in one cache. The rows of a pass are those of its runs, one run after the other.

@@ -1,8 +1,8 @@
 //! Opening a model: source, precisions, weights, tokenizer.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_core::Error as CoreError;
 use bitnet_core::execution::{
@@ -180,6 +180,7 @@ impl Model {
                 threads: plan.into_threads(),
                 pool,
                 precision,
+                fingerprint: OnceLock::new(),
             }),
         })
     }

@@ -13,7 +13,7 @@ use bitnet_quant::kernels::Kernels;
 
 use crate::config::ModelConfig;
 use crate::head::MAX_CHOICES;
-use crate::idle::SessionCache;
+use crate::idle::{InUse, SessionCache};
 use crate::kv_cache::KvCache;
 use crate::model::{Model, Run};
 use crate::open::main_operation;
@@ -186,6 +186,24 @@ impl Session {
         self.n_hidden = 0;
         self.tokens.truncate(len);
         self.cache.lock().cache.truncate(len);
+    }
+
+    /// The cache, unpacked: for those who write it to a file.
+    pub(crate) fn ready_cache(&self) -> Result<InUse<'_>> {
+        self.cache.ready()
+    }
+
+    /// Puts other tokens in the place of the session's own; `fill` stores their keys and values in the empty cache.
+    pub(crate) fn replace(&mut self, tokens: &[u32], fill: impl FnOnce(&mut KvCache)) -> Result<()> {
+        let mut cache = self.cache.ready()?;
+        cache.truncate(0);
+        fill(&mut cache);
+        cache.advance(tokens.len());
+        drop(cache);
+        self.n_hidden = 0;
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
     }
 
     /// Compresses the keys and values, without loss, until the session computes again: how many bytes went back to the pool.

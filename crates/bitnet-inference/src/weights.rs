@@ -287,8 +287,8 @@ impl<'a> Precisions<'a> {
 
     /// The format of the head where it is not the file's own.
     pub(crate) fn converted_head(&self, source: &dyn Source) -> Result<Option<DenseFormat>> {
-        let own = source.tensor(Role::Head)?;
-        let Some(tensor) = (if own.is_some() { own } else { source.tensor(Role::Embedding)? }) else {
+        let own = source.outline(Role::Head)?;
+        let Some(tensor) = (if own.is_some() { own } else { source.outline(Role::Embedding)? }) else {
             return Ok(None);
         };
         let StoredData::Dense(stored, _) = tensor.data else { return Ok(None) };

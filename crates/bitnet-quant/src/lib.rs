@@ -17,6 +17,7 @@
 
 pub mod attention;
 pub mod dense;
+pub mod entropy;
 pub mod float;
 pub mod fpenv;
 pub mod head;

@@ -10,8 +10,9 @@ use crate::error::Error;
 /// Tokens a second of the prompt and of generation, bytes a second, and the share of the measured peak bandwidth.
 const KEYS: [&str; 4] = ["pp_tok_s", "tg_tok_s", "tg_gb_s", "tg_peak_share"];
 
-const BENCHES: [(&str, &str); 4] = [
+const BENCHES: [(&str, &str); 5] = [
     ("bitnet-quant", "kernels"),
+    ("bitnet-quant", "entropy"),
     ("bitnet-core", "memory"),
     ("bitnet-benchmarks", "packing_performance"),
     ("bitnet-benchmarks", "simd_unpacking_performance"),
