@@ -23,10 +23,11 @@ use crate::config::ModelConfig;
 use crate::derived::{Derived, Forms, Place, Preparing};
 use crate::head::{DerivedHead, HeadMode, HeadOptions};
 use crate::model::{Inner, Model};
+use crate::precision::Precisions;
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
-use crate::weights::{LoadProgress, ModelBytes, Precisions, Tiles, WeightBytes, Weights};
+use crate::weights::{LoadProgress, ModelBytes, Tiles, WeightBytes, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
@@ -165,7 +166,13 @@ impl Model {
         let kernels = plan.kernels();
         let (chosen, reason) = head_choice(&options.head, head.is_some(), unprepared.is_some());
         plan.note("head", chosen, reason);
-        let notices = plan.notices().iter().cloned().chain(notice).collect();
+        let unmet = precision.unmet_names().into_iter().map(|name| {
+            format!(
+                "no layer is called `{name}` of which a precision could be chosen; names are those of GGUF, as \
+                 blk.0.attn_q, and ternary weights have no say"
+            )
+        });
+        let notices = plan.notices().iter().cloned().chain(notice).chain(unmet).collect();
         Ok(Model {
             inner: Arc::new(Inner {
                 config: source.config().clone(),
