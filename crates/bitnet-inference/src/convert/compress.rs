@@ -36,7 +36,8 @@ fn files_of(input: &Path) -> Result<Vec<Arc<Mapping>>> {
                 paths.push(path.to_owned());
             }
         }
-        let mut files = paths.iter().map(|path| Mapping::open(path)).collect::<bitnet_core::Result<Vec<_>>>()?;
+        let mut files =
+            paths.iter().map(|path| Mapping::open(path)).collect::<bitnet_core::Result<Vec<_>>>()?;
         files.extend(HfFiles::open(input)?.all().cloned());
         return Ok(files);
     }
