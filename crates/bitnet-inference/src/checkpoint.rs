@@ -154,12 +154,12 @@ impl Session {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
-        let buffers = Buffer::all(self.model().config(), self.kv_dtype(), len);
+        let buffers = KvTensor::all(self.model().config(), self.kv_dtype(), len);
         let n_layers = self.model().config().n_layers;
         let tokens = TensorSpec { name: TOKENS, dtype: Dtype::U32, shape: &[len] };
         let checksum = TensorSpec { name: CHECKSUM, dtype: Dtype::U32, shape: &[1] };
         let specs: Vec<_> =
-            [tokens].into_iter().chain(buffers.iter().map(Buffer::spec)).chain([checksum]).collect();
+            [tokens].into_iter().chain(buffers.iter().map(KvTensor::spec)).chain([checksum]).collect();
 
         let cache = self.ready_cache()?;
         let (mut sum, mut bytes) = (Checksum::new(&metadata), Vec::new());
@@ -207,7 +207,7 @@ impl Session {
             return Err(Error::TokenOutOfRange { id, vocab_size: config.vocab_size });
         }
         let mut stored = Vec::new();
-        for buffer in Buffer::all(&config, kept, saved.tokens.len()) {
+        for buffer in KvTensor::all(&config, kept, saved.tokens.len()) {
             let tensor = saved.file.get(buffer.name);
             let tensor = tensor.filter(|t| t.dtype == buffer.dtype && t.shape == buffer.shape);
             let bytes = tensor.map(|tensor| &tensor.bytes).ok_or_else(|| {
@@ -233,16 +233,16 @@ fn name_of(model: &Model) -> String {
     format!("{:016x}", model.fingerprint())
 }
 
-/// A buffer of the cache as a tensor of a file.
-struct Buffer {
+/// A buffer of the cache, as a tensor of a file.
+struct KvTensor {
     name: &'static str,
     dtype: Dtype,
     shape: Vec<usize>, // (n_layers, len, n_kv_heads, and the elements of a row but for scales)
 }
 
-impl Buffer {
+impl KvTensor {
     /// The buffers of a cache of `len` tokens, in the order of the cache.
-    fn all(config: &ModelConfig, kv_dtype: BitNetDType, len: usize) -> Vec<Buffer> {
+    fn all(config: &ModelConfig, kv_dtype: BitNetDType, len: usize) -> Vec<KvTensor> {
         let (dtype, row) = match kv_dtype {
             BitNetDType::F32 => (Dtype::F32, config.head_dim),
             BitNetDType::BF16 => (Dtype::BF16, config.head_dim),
@@ -252,8 +252,8 @@ impl Buffer {
         };
         let scaled = matches!(kv_dtype, BitNetDType::I8 | BitNetDType::I4);
         let rows = vec![config.n_layers, len, config.n_kv_heads];
-        let codes = |name| Buffer { name, dtype, shape: [&rows[..], &[row]].concat() };
-        let scales = |name| scaled.then(|| Buffer { name, dtype: Dtype::F32, shape: rows.clone() });
+        let codes = |name| KvTensor { name, dtype, shape: [&rows[..], &[row]].concat() };
+        let scales = |name| scaled.then(|| KvTensor { name, dtype: Dtype::F32, shape: rows.clone() });
         let all = [Some(codes("k")), scales("k_scales"), Some(codes("v")), scales("v_scales")];
         all.into_iter().flatten().collect()
     }

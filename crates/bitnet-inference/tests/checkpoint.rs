@@ -334,3 +334,19 @@ fn a_fingerprint_is_of_the_numbers_and_not_of_their_form() {
     assert_ne!(print(2, i2_s, Layout::TwoBit), want);
     assert_ne!(Model::embedded().unwrap().fingerprint(), want);
 }
+
+/// A file of `tests/data/hostile/session` for each rule: its name says what is wrong with it.
+#[test]
+fn hostile_files_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hostile/session");
+    let mut session = model(1).session(SessionOptions::default()).unwrap();
+    let mut n = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let loaded = SavedSession::open(&path).and_then(|saved| session.load(&saved));
+        let error = loaded.expect_err(&path.to_string_lossy());
+        assert!(error.to_string().contains("; "), "no advice in: {error}");
+        n += 1;
+    }
+    assert!(n > 20, "{n} files");
+}

@@ -190,3 +190,17 @@ fn lies_of_the_header_are_found_before_memory_is_taken() {
         assert!(with(from, to).is_err(), "{to}");
     }
 }
+
+/// A file of `tests/data/hostile/compressed` for each rule: its name says what is wrong with it.
+#[test]
+fn hostile_files_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hostile/compressed");
+    let mut n = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let error = Model::open(&path).expect_err(&path.to_string_lossy());
+        assert!(error.to_string().contains("; "), "no advice in: {error}");
+        n += 1;
+    }
+    assert!(n > 25, "{n} files");
+}
