@@ -25,6 +25,7 @@ const LONG_FILES: &[&str] = &["crates/bitnet-quant/src/kernels/"];
 /// safe Rust cannot serve: mapped files, raw memory, vector intrinsics (also to read memory as fast as can be), and threads that share disjoint rows.
 const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-core/benches/memory.rs",
+    "crates/bitnet-core/benches/tensor.rs",
     "crates/bitnet-core/src/file/mapping.rs",
     "crates/bitnet-core/src/memory.rs",
     "crates/bitnet-core/src/memory/large_block.rs",
