@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_core::Device;
 use bitnet_core::memory::{
-    CleanupStrategy, HybridMemoryPool, MemoryPoolConfig, TrackingConfig, TrackingLevel,
+    AllocationPattern, CleanupStrategy, HybridMemoryPool, MemoryPoolConfig, PatternKind, TrackingConfig,
+    TrackingLevel,
 };
 use divan::Bencher;
 
@@ -125,21 +126,23 @@ fn is_smoke() -> bool {
 
 fn print_allocations() {
     println!(
-        "\nallocation and deallocation, ns                     pool     system   system/pool   seeds (both)"
+        "\nallocation and deallocation, ns    pool  M/s     system   system/pool   at most   seeds (M/s)"
     );
     for usage in [Use::Untouched, Use::ForOverwrite, Use::Written] {
         for size in SIZES {
             let pool = pool_of(TrackingLevel::None);
             let ours = fastest_ns(|| from_pool(&pool, size, usage));
             let theirs = fastest_ns(|| from_system(size, usage));
-            let seeds = if size < MIB { "80" } else { "350" };
+            let (limit, seeds) = if size < MIB { (50, "50 + 30 (20)") } else { (200, "200 + 150 (5)") };
             println!(
-                "{:<14} {size:>10} bytes {ours:>24.0} {theirs:>10.0} {:>13.2} {seeds:>14}",
+                "{:<13} {size:>9} bytes {ours:>10.0} {:>5.1} {theirs:>10.0} {:>13.2} {limit:>9}   {seeds}",
                 format!("{usage:?}"),
+                1e3 / ours,
                 theirs / ours
             );
         }
     }
+    println!("what is written takes the time that writing takes, and for the pool that of zeroing it again");
 }
 
 /// Tensors of many sizes that are allocated, written, read and freed: what tracking costs as a share of that.
@@ -161,18 +164,20 @@ fn print_tracking() {
     let without = pool_of(TrackingLevel::None);
     let per_round = churn(&without).min(churn(&without));
     let plain = fastest_ns(|| from_pool(&without, KIB, Use::Untouched));
-    println!(
-        "\ntracking                  ns an event    share of a churn that writes and reads ({:.0} ns a round)    bytes   seeds",
-        per_round
-    );
-    for (level, seeds) in LEVELS.into_iter().zip(["0 %", "< 1 %", "~ 2 %", "0.65 %, 27.8 KB"]) {
+    println!("\ntracking       ns an event   share of a churn of {per_round:.0} ns a round    bytes   seeds");
+    for (level, seeds) in LEVELS.into_iter().zip([
+        "0 %",
+        "< 1 %, 1000 and 500 ns",
+        "~ 2 %, 5000 and 1000 ns",
+        "0.65 %, 27.8 KB, 9525 and 623 ns",
+    ]) {
         let pool = pool_of(level);
         // Two events a round: an allocation and a deallocation.
         let both = (fastest_ns(|| from_pool(&pool, KIB, Use::Untouched)) - plain).max(0.0);
         churn(&pool);
         let bytes = pool.get_detailed_metrics().map_or(0, |metrics| metrics.tracking_bytes);
         println!(
-            "{:<22} {:>14.1} {:>54.3} % {bytes:>17}   {seeds}",
+            "{:<14} {:>11.1} {:>34.3} % {bytes:>8}   {seeds}",
             format!("{level:?}"),
             both / 2.0,
             100.0 * both / per_round
@@ -180,39 +185,114 @@ fn print_tracking() {
     }
 }
 
+/// What was written and freed, 16 MiB of it in one block and the rest in 5000 blocks of all sizes, given to the system.
 fn print_cleanup() {
-    println!("\ncleanup                    bytes freed            µs     bytes/ms   seeds (bytes/ms)");
+    println!(
+        "\ncleanup         bytes freed   of what was free         µs     bytes/ms   seeds: bytes/ms, success"
+    );
     for (strategy, rounds, seeds) in [
-        (CleanupStrategy::Idle, 1, "-"),
-        (CleanupStrategy::Generational, 4, "61"),
-        (CleanupStrategy::Compaction, 1, "40"),
+        (CleanupStrategy::Idle, 1, "of a device 42 to 88, 100 %"),
+        (CleanupStrategy::Pressure, 1, "-"),
+        (CleanupStrategy::Periodic, 2, "-"),
+        (CleanupStrategy::Generational, 4, "61, 100 %"),
+        (CleanupStrategy::Compaction, 1, "40, 100 %"),
     ] {
         let pool = pool_of(TrackingLevel::None);
         from_pool(&pool, 16 * MIB, Use::Written);
-        (0..5000)
-            .map(|i| pool.allocate(64 + 13 * i, 64, &Device::Cpu).unwrap())
-            .for_each(|mut h| h.as_mut_slice().fill(1));
-        let mut report = pool.cleanup(strategy);
-        (1..rounds).for_each(|_| report = pool.cleanup(strategy));
-        let bytes = report.bytes_discarded + report.bytes_unmapped;
+        let blocks: Vec<_> =
+            (0..5000).map(|i| pool.allocate(64 + 13 * i, 64, &Device::Cpu).unwrap()).collect();
+        blocks.into_iter().for_each(|mut handle| handle.as_mut_slice().fill(1));
+        // Those that are younger than the strategy wants are looked at several times.
+        (1..rounds).for_each(|_| _ = pool.cleanup(strategy));
+        let before = pool.get_metrics();
+        let report = pool.cleanup_device(&Device::Cpu, strategy).unwrap();
+        let after = pool.get_metrics();
+        let (bytes, free) = match strategy {
+            CleanupStrategy::Compaction => (report.bytes_unmapped, before.mapped),
+            _ => (before.retained - after.retained, before.retained),
+        };
         let micros = report.duration.as_secs_f64() * 1e6;
         println!(
-            "{:<22} {bytes:>15} {micros:>13.0} {:>12.0}   {seeds}",
+            "{:<14} {bytes:>12} {:>16.1} % {micros:>10.0} {:>12.0}   {seeds}",
             format!("{strategy:?}"),
+            100.0 * bytes as f64 / free.max(1) as f64,
             1e3 * bytes as f64 / micros
         );
     }
 }
 
+/// What is found in allocations that were made to have a pattern, or a mixture of two.
+fn print_patterns() {
+    let sized = |pool: &HybridMemoryPool, sizes: &[usize]| {
+        sizes.iter().cycle().take(400).for_each(|size| from_pool(pool, *size, Use::Untouched));
+    };
+    let paused = |pool: &HybridMemoryPool, n_at_once: usize, pause: Duration| {
+        for _ in 0..100 / n_at_once {
+            let until = Instant::now() + pause;
+            while Instant::now() < until {}
+            (0..n_at_once).for_each(|_| from_pool(pool, KIB, Use::Untouched));
+        }
+    };
+    let comb = |pool: &HybridMemoryPool| {
+        let mut blocks: Vec<_> =
+            (0..64).map(|_| Some(pool.allocate(MIB, 64, &Device::Cpu).unwrap())).collect();
+        blocks.iter_mut().step_by(2).for_each(|block| *block = None);
+        (0..400).for_each(|_| from_pool(pool, KIB, Use::Untouched));
+    };
+    let says = |pattern: &AllocationPattern, what: &str| {
+        pattern.finding.contains(what) || pattern.suggestion.contains(what)
+    };
+    println!("\npattern         in                          found          confidence    µs a look   seeds");
+    let cases: [(PatternKind, &str, &dyn Fn(&HybridMemoryPool), &str, &str); 7] = [
+        (PatternKind::Device, "one device", &|pool| sized(pool, &[KIB]), "on cpu", "100 %"),
+        (PatternKind::Size, "one size", &|pool| sized(pool, &[3000]), "to 4096", "100 %"),
+        (PatternKind::Size, "one of four other", &|pool| sized(pool, &[90, 90, 90, 9000]), "to 128", "-"),
+        (
+            PatternKind::Temporal,
+            "one every 50 µs",
+            &|pool| paused(pool, 1, Duration::from_micros(50)),
+            "come steadily",
+            "70.9 % confidence",
+        ),
+        (
+            PatternKind::Temporal,
+            "20 at once every ms",
+            &|pool| paused(pool, 20, Duration::from_millis(1)),
+            "come in bursts",
+            "-",
+        ),
+        (
+            PatternKind::Fragmentation,
+            "every second MiB free",
+            &comb,
+            "lives long before",
+            "66.7 % confidence",
+        ),
+        (PatternKind::Fragmentation, "all free", &|pool| sized(pool, &[KIB]), "find room", "-"),
+    ];
+    for (kind, name, workload, finding, seeds) in cases {
+        let pool = pool_of(TrackingLevel::Standard);
+        workload(&pool);
+        let pattern = pool.patterns().unwrap().into_iter().find(|pattern| pattern.kind == kind).unwrap();
+        let micros = fastest_ns(|| _ = black_box(pool.patterns())) / 1e3;
+        println!(
+            "{:<15} {name:<27} {:<10} {:>12.1} % {micros:>12.0}   {seeds}",
+            format!("{kind:?}"),
+            if says(&pattern, finding) { "right" } else { "wrong" },
+            100.0 * pattern.confidence
+        );
+    }
+}
+
 fn print_overhead() {
-    println!("\noverhead of the books, % of what is out      seeds");
+    println!("\noverhead of the books, % of what is out      at most   seeds");
     for (size, seeds) in [(64, "< 2"), (KIB, "< 2"), (64 * KIB, "< 2"), (MIB, "< 1"), (3 * MIB, "< 1")] {
         let pool = pool_of(TrackingLevel::None);
         let _out: Vec<_> =
             (0..64 * MIB / size).map(|_| pool.allocate(size, 64, &Device::Cpu).unwrap()).collect();
         let metrics = pool.get_metrics();
         let share = 100.0 * metrics.bookkeeping as f64 / metrics.total_allocated as f64;
-        println!("{size:>10} bytes {share:>28.3}      {seeds}");
+        println!("{size:>10} bytes {share:>28.3} {:>12}   {seeds}", 2);
     }
 }
 
@@ -220,6 +300,7 @@ fn main() {
     divan::Divan::default().max_time(Duration::from_millis(200)).config_with_args().main();
     print_allocations();
     print_tracking();
-    print_cleanup();
     print_overhead();
+    print_cleanup();
+    print_patterns();
 }

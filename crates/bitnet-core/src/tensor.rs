@@ -110,6 +110,7 @@ impl BitNetTensor {
     /// The identity matrix (n, n).
     pub fn identity(n: usize, dtype: BitNetDType, device: &Device, pool: &HybridMemoryPool) -> Result<Self> {
         let ones = Self::filled(&[n, n], *device, pool, |out| {
+            out.fill(0.0);
             out.iter_mut().step_by(n + 1).for_each(|one| *one = 1.0);
         })?;
         // Ones and zeros are values of every type as they are.
@@ -291,7 +292,8 @@ impl BitNetTensor {
         pool: &HybridMemoryPool,
         fill: impl FnOnce(&mut [f32]),
     ) -> Result<Self> {
-        let mut out = pool.allocate(size_bytes(shape, BitNetDType::F32)?, ALIGNMENT, &device)?;
+        let size = size_bytes(shape, BitNetDType::F32)?;
+        let mut out = pool.allocate_for_overwrite(size, ALIGNMENT, &device)?;
         fill(bytemuck::cast_slice_mut(out.as_mut_slice()));
         Self::from_handle(out, shape, BitNetDType::F32)
     }

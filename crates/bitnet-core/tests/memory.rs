@@ -404,6 +404,25 @@ fn patterns_are_as_sure_as_the_events_make_them() {
 }
 
 #[test]
+fn memory_that_is_free_in_small_pieces_is_fragmented_and_no_other() {
+    let pool = HybridMemoryPool::with_config(tracked(TrackingLevel::Standard)).unwrap();
+    let ratio = || pool.get_detailed_metrics().unwrap().fragmentation_ratio;
+    let _slab = allocate(&pool, 64);
+    assert_eq!(ratio(), 0.0, "half of the region is the largest block that the rest can be");
+    let mut comb: Vec<_> = (0..63).map(|_| Some(allocate(&pool, MIB))).collect();
+    assert_eq!(ratio(), 0.0, "nothing is free");
+    comb.iter_mut().step_by(2).for_each(|tooth| *tooth = None);
+    assert!(ratio() > 0.9, "{}", ratio());
+    // The first points of the timeline are from before.
+    (0..600).for_each(|_| drop(allocate(&pool, 64)));
+    let patterns = pool.patterns().unwrap();
+    let pattern = patterns.iter().find(|pattern| pattern.kind == PatternKind::Fragmentation).unwrap();
+    assert!(pattern.confidence > 0.8 && pattern.suggestion.contains("lives long"), "{pattern:?}");
+    drop(comb);
+    assert_eq!(ratio(), 0.0);
+}
+
+#[test]
 fn cleanup_gives_back_what_is_old_enough_and_leaves_alone_what_is_out() {
     let pool = HybridMemoryPool::new().unwrap();
     let mut live = (allocate(&pool, 2 * MIB), allocate(&pool, 200_000));

@@ -26,6 +26,7 @@ const LONG_FILES: &[&str] = &["crates/bitnet-quant/src/kernels/"];
 const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-benchmarks/src/scalar_loops.rs",
     "crates/bitnet-core/benches/memory.rs",
+    "crates/bitnet-core/benches/tensor.rs",
     "crates/bitnet-core/src/file/mapping.rs",
     "crates/bitnet-core/src/memory.rs",
     "crates/bitnet-core/src/memory/large_block.rs",

@@ -193,12 +193,14 @@ impl LargeBlocks {
         (mapped, own + regions.iter().flatten().map(books).sum::<usize>())
     }
 
-    /// The share of the free memory that is not in the largest free block of its region.
+    /// The share of the free memory that is missing in the largest free block of each region, compared with the largest that
+    /// so much memory can be.
     pub(crate) fn fragmentation(&self) -> f64 {
         let regions = lock(&self.regions);
-        let free: usize = regions.iter().flatten().map(|r| r.n_free).sum();
-        let largest: usize = regions.iter().flatten().map(|r| (1 << r.tree[1]) >> 1).sum();
-        if free == 0 { 0.0 } else { 1.0 - largest as f64 / free as f64 }
+        let with_room = || regions.iter().flatten().filter(|region| region.n_free > 0);
+        let possible: usize = with_room().map(|region| 1 << region.n_free.ilog2()).sum();
+        let largest: usize = with_room().map(|region| (1 << region.tree[1]) >> 1).sum();
+        if possible == 0 { 0.0 } else { 1.0 - largest as f64 / possible as f64 }
     }
 }
 

@@ -227,7 +227,8 @@ pub struct DetailedMemoryMetrics {
     pub level: TrackingLevel,
     /// How short memory is.
     pub pressure_level: MemoryPressureLevel,
-    /// The share of the free address space that is not in the largest free block of its region.
+    /// How far the largest free block of each region is from the largest that so much free memory could be: 0 when it is
+    /// that, and near 1 when the memory is free in small pieces.
     pub fragmentation_ratio: f64,
     /// Sizes that occurred, the smallest first.
     pub by_size: Vec<SizeUse>,

@@ -9,7 +9,7 @@ use crate::Device;
 /// Fewer events say nothing.
 const MIN_EVENTS: usize = 16;
 const MIN_POINTS: usize = 4;
-/// Points this close to their mean agree with it.
+/// Points this close to the middle one agree with it.
 const AGREEMENT: f64 = 0.1;
 /// Fragmentation from here on is worth doing something about.
 const FRAGMENTED: f64 = 0.25;
@@ -104,13 +104,19 @@ fn temporal(events: &[Event]) -> AllocationPattern {
 }
 
 fn fragmentation(timeline: &[TimelinePoint]) -> AllocationPattern {
-    let mean = timeline.iter().map(|point| point.fragmentation).sum::<f64>() / timeline.len() as f64;
-    let agree = timeline.iter().filter(|point| (point.fragmentation - mean).abs() <= AGREEMENT).count();
+    let mut shares: Vec<f64> = timeline.iter().map(|point| point.fragmentation).collect();
+    shares.sort_by(f64::total_cmp);
+    // Not the mean: before and after a change, no point may be near it.
+    let median = shares[shares.len() / 2];
+    let agree = shares.iter().filter(|share| (*share - median).abs() <= AGREEMENT).count();
     AllocationPattern {
         kind: PatternKind::Fragmentation,
         confidence: agree as f64 / timeline.len() as f64,
-        finding: format!("{:.0} % of the free memory is not in the largest piece", 100.0 * mean),
-        suggestion: match mean < FRAGMENTED {
+        finding: format!(
+            "the largest free piece is {:.0} % smaller than the free memory allows",
+            100.0 * median
+        ),
+        suggestion: match median < FRAGMENTED {
             true => "large blocks find room",
             false => "allocate what lives long before what lives shortly, or compact the pool",
         },
