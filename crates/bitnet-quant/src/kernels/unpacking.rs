@@ -119,8 +119,7 @@ pub(super) fn bytes_with_signs(nonzero: u32, mut negative: u32) -> [(usize, usiz
     let bytes = nonzero.to_le_bytes();
     from_fn(|i| {
         let signs = negative as u8;
-        // A shift by all 32 bits follows a last byte only.
-        negative = negative.wrapping_shr(bytes[i].count_ones());
+        negative >>= bytes[i].count_ones();
         (usize::from(bytes[i]), usize::from(signs))
     })
 }

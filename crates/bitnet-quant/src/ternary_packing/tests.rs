@@ -189,7 +189,7 @@ fn truncated_and_prolonged_bytes_are_refused() {
 fn a_flipped_bit_anywhere_is_refused() {
     for strategy in TernaryPackingStrategy::ALL {
         let mut bytes = pack(strategy, &weights(Data::Mixed, 300, 2)).into_bytes();
-        for bit in 0..8 * bytes.len() {
+        for bit in (0..8 * bytes.len()).step_by(if cfg!(miri) { 97 } else { 1 }) {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(PackedTernaryView::parse(&bytes).is_err(), "{strategy}, bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);

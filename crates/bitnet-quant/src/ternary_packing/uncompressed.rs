@@ -2,9 +2,9 @@
 
 use bytemuck::cast_slice;
 
-use super::first_not_ternary;
 use super::{
     TernaryPacker, TernaryPackingConfig, TernaryPackingError, TernaryPackingStrategy, check_payload,
+    first_not_ternary,
 };
 use crate::kernels::Kernels;
 
