@@ -30,6 +30,7 @@ mod model;
 mod open;
 mod ops;
 mod profile;
+pub mod quantize;
 mod sampling;
 mod session;
 pub mod source;

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod attention;
+pub mod bit_linear;
 pub mod dense;
 pub mod float;
 pub mod fpenv;
@@ -25,6 +26,7 @@ pub mod layout;
 pub mod limits;
 pub mod linear;
 pub mod packing;
+pub mod quantize;
 pub mod reduce;
 pub mod rows;
 pub mod ternary;

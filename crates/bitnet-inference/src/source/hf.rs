@@ -33,6 +33,18 @@ pub struct HfFiles {
 }
 
 impl HfFiles {
+    /// Those of the tokenizer and of generation.
+    pub(crate) fn of_text(&self) -> impl Iterator<Item = &Arc<Mapping>> {
+        let files = [
+            &self.generation_config,
+            &self.tokenizer,
+            &self.tokenizer_config,
+            &self.special_tokens_map,
+            &self.chat_template,
+        ];
+        files.into_iter().flatten()
+    }
+
     fn open(folder: &Path) -> Result<Self> {
         let optional = |name: &str| {
             let path = folder.join(name);
@@ -83,6 +95,11 @@ impl HfSource {
         &self.checkpoint
     }
 
+    /// The small files.
+    pub fn files(&self) -> &HfFiles {
+        &self.files
+    }
+
     fn find(&self, role: Role) -> Option<(String, &Tensor)> {
         let names = role.hf_names(self.config.model.architecture);
         names
@@ -126,7 +143,8 @@ impl HfSource {
                 ))
             }
             (Some(q), dtype) if q.online && self.is_converted(stem) => {
-                Ok((rows, StoredData::Master(self.float(tensor, dtype)?, tensor.bytes.clone())))
+                let format = self.float(tensor, dtype)?;
+                Ok((rows, StoredData::Master { format, bytes: tensor.bytes.clone(), sparsity: 0.0 }))
             }
             (Some(_), dtype) if self.is_converted(stem) => {
                 let problem = format!(
@@ -226,6 +244,10 @@ impl Source for HfSource {
         for tensor in self.checkpoint.tensors() {
             tensor.bytes.mapping().release_pages();
         }
+    }
+
+    fn hf(&self) -> Option<&HfSource> {
+        Some(self)
     }
 
     fn text(&self) -> Result<Option<TextParts>> {
