@@ -24,7 +24,7 @@ use bitnet_inference::{
     HeadMode, HeadOptions, Model, ModelOptions, Sampler, SamplingOptions, Session, SessionOptions,
 };
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::kernels::Kernels;
+use bitnet_quant::kernels::{Activation, Kernels};
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 use common::random_model::{Random, RandomModel, Recipe, StoredAs};
@@ -129,6 +129,7 @@ fn quantising_streams() {
         dim: 512,
         ffn_dim: 2048,
         architecture: Architecture::Llama,
+        activation: Activation::Silu,
         norms: DenseFormat::BF16,
         ..wide(vec![StoredAs::Dense(DenseFormat::BF16)])
     };

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use bitnet_core::mixed_precision::{MixedPrecisionConfig, PrecisionStrategy};
+use bitnet_inference::convert::WriteProgress;
 use bitnet_inference::quantize::report::{MatrixReport, OTHER_FORMATS, OneLayer, compare};
 use bitnet_inference::quantize::stored_bytes;
 use bitnet_inference::source::{self, Source};
@@ -86,11 +87,14 @@ fn measure(
     let reference = Reference::new(&before, ids)?;
     drop(before);
     let after = reference.compare(&mut session(&load(&*quantized, options)?, &reference)?)?;
-    let mut sensitivity = Vec::new();
-    for layer in 0..original.config().n_layers {
+    let (mut sensitivity, total) = (Vec::new(), original.config().n_layers);
+    let mut line = ProgressLine::new("measuring layers");
+    for layer in 0..total {
+        line.show(WriteProgress { done: layer, total });
         let model = load(&OneLayer { original, quantized: &*quantized, layer }, options)?;
         sensitivity.push(few.compare(&mut session(&model, &few)?)?.divergence);
     }
+    drop(line);
     Ok(Report {
         matrices,
         sensitivity,
