@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use bitnet_inference::config::Architecture;
 use bitnet_inference::quantize::report::{OneLayer, compare};
 use bitnet_inference::quantize::{QuantizeOptions, QuantizeReport, QuantizeTarget, quantize, stored_bytes};
-use bitnet_inference::source::{self, Part, Proj, Role, Source, StoredData};
+use bitnet_inference::source::{self, Part, Proj, Role, Source, StoredData, StoredTensor};
 use bitnet_inference::{Model, ModelOptions, SessionOptions, embedded_source};
+use bitnet_quant::bit_linear::BitLinear;
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::float::ln64;
 use bitnet_quant::kernels::Activation;
+use bitnet_quant::layout::{Codes, Scales};
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 use crate::common::random_model::{RandomModel, Recipe, StoredAs};
@@ -179,12 +182,39 @@ fn the_report_measures_what_the_definitions_say() {
     close(report.n_zeros as f64, restored.iter().filter(|r| **r == 0.0).count() as f64);
     close(report.error.mse(), noise / w.len() as f64);
     close(report.error.cosine(), sum(|w, r| w * r) / (sum(|w, _| w * w) * sum(|_, r| r * r)).sqrt());
-    close(10f64.powf(report.error.sqnr_db() / 10.0), sum(|w, _| w * w) / noise);
+    close(report.error.sqnr_db(), 10.0 * ln64(sum(|w, _| w * w) / noise) / std::f64::consts::LN_10);
     // Each further format keeps less, and ternary weights the least.
     let mut kept = report.other_errors.map(|error| error.sqnr_db()).to_vec();
     kept.push(report.error.sqnr_db());
     assert!(kept.is_sorted_by(|a, b| a > b), "{kept:?}");
     assert!(kept[0] > 60.0 && (35.0..50.0).contains(&kept[1]) && (15.0..30.0).contains(&kept[2]), "{kept:?}");
+}
+
+/// A layer for training has the bits that the engine multiplies, so that its forward pass is the engine's.
+#[test]
+fn a_trainable_layer_is_the_engines() {
+    let folder = tempfile::tempdir().unwrap();
+    let masters = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/bitnet-online"));
+    let output = folder.path().join("out.gguf");
+    run(&*masters, &output, I2_S, 0.0).unwrap();
+    let quantized = open(&output);
+    for (layer, proj) in (0..2).flat_map(|layer| Proj::ALL.map(|proj| (layer, proj))) {
+        let role = Role::Layer(layer, Part::Proj(proj));
+        let StoredTensor { rows, cols, data, .. } = masters.tensor(role).unwrap().unwrap();
+        let StoredData::Master { format, bytes, .. } = data else { panic!("{role:?} has no masters") };
+        let mut values = vec![0.0; rows * cols];
+        format.dequantize_row(&bytes, &mut values);
+        let trainable = BitLinear::new(values, rows, cols).unwrap();
+        let engine = quantized.tensor(role).unwrap().unwrap().data;
+        let StoredData::Ternary { format, bytes, .. } = &engine else { panic!("{role:?} is not ternary") };
+        let (Codes::Rows(codes), Scales::Tensor(scale)) =
+            (trainable.view().codes(), trainable.view().scales())
+        else {
+            panic!("{role:?} has another layout");
+        };
+        assert!(*codes == bytes[..codes.len()], "{role:?}");
+        assert_eq!(format.tensor_scale(bytes, rows, cols), Some(scale));
+    }
 }
 
 #[test]

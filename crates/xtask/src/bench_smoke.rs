@@ -1,5 +1,5 @@
 //! Benchmarks must work: `bitnet bench` on the embedded model with a few tokens, to see that no number is missing or 0,
-//! and every benchmark of the kernels and of the memory pool once.
+//! and every benchmark of the kernels, of the quantisers and of the memory pool once.
 
 use serde_json::Value;
 
@@ -25,7 +25,9 @@ pub(crate) fn run() -> Result<Outcome, Error> {
         "--json",
     ]))?;
     check_report(&report)?;
-    for (package, bench) in [("bitnet-quant", "kernels"), ("bitnet-core", "memory")] {
+    for (package, bench) in
+        [("bitnet-quant", "kernels"), ("bitnet-quant", "quantization_performance"), ("bitnet-core", "memory")]
+    {
         run_command(cargo(["bench", "--package", package, "--bench", bench, "--", "--test"]))?;
     }
     Ok(Outcome::Done)
