@@ -105,3 +105,66 @@ fn what_makes_no_sense_is_refused() {
     assert_eq!((warning.status, warning.stdout.as_str()), (0, ""));
     assert!(warning.stderr.contains("destroys it; run without --no-report"), "{}", warning.stderr);
 }
+
+/// Zeros in a file with holes: large for the program, small on the disk.
+#[cfg(unix)]
+fn large(folder: &Path) -> String {
+    use std::io::Write;
+
+    const DIM: usize = 2048;
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    let mut add = |name: &str, shape: &[usize]| {
+        let begin = end;
+        end += 2 * shape.iter().product::<usize>();
+        let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]});
+        header.insert(format!("model.{name}.weight"), entry);
+    };
+    add("embed_tokens", &[64, DIM]);
+    add("norm", &[DIM]);
+    for layer in 0..4 {
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            add(&format!("layers.{layer}.{norm}"), &[DIM]);
+        }
+        for proj in ["q", "k", "v", "o"] {
+            add(&format!("layers.{layer}.self_attn.{proj}_proj"), &[DIM, DIM]);
+        }
+        for (proj, shape) in [("gate", [4 * DIM, DIM]), ("up", [4 * DIM, DIM]), ("down", [DIM, 4 * DIM])] {
+            add(&format!("layers.{layer}.mlp.{proj}_proj"), &shape);
+        }
+    }
+    let path = folder.join("large");
+    fs::create_dir(&path).unwrap();
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = fs::File::create(path.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+    let config = json!({"model_type": "llama", "hidden_size": DIM, "intermediate_size": 4 * DIM, "num_hidden_layers": 4,
+        "num_attention_heads": 16, "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "tie_word_embeddings": true});
+    fs::write(path.join("config.json"), config.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing_behind() {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    let folder = tempfile::tempdir().unwrap();
+    let input = large(folder.path());
+    let n_files = || fs::read_dir(folder.path()).unwrap().count();
+    for name in ["packed", "out.gguf"] {
+        let output = folder.path().join(name);
+        let args = ["quantize", "--no-report", "--input", &input, "--output", output.to_str().unwrap()];
+        let mut child = crate::bitnet(&args).stderr(Stdio::null()).spawn().unwrap();
+        while n_files() == 1 {
+            assert!(child.try_wait().unwrap().is_none(), "it ended without writing anything");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert_eq!(n_files(), 1, "only the input is there");
+    }
+}
