@@ -125,10 +125,10 @@ impl Scheme {
             match self {
                 Scheme::Ternary => {
                     let rule = absmean::TernaryRule::of(values).ok_or(QuantizeError::NotFinite)?;
-                    let mut code = [0];
-                    for (w, restored) in values.iter().zip(restored) {
-                        rule.codes(0, std::slice::from_ref(w), &mut code);
-                        *restored = (f32::from(code[0]) - 1.0) * rule.scale();
+                    let mut codes = vec![0; values.len()];
+                    rule.codes(0, values, &mut codes);
+                    for (code, restored) in codes.iter().zip(restored) {
+                        *restored = (f32::from(*code) - 1.0) * rule.scale();
                     }
                 }
                 Scheme::Integer(format) => {

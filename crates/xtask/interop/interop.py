@@ -42,7 +42,11 @@ def own_logits(model, ids):
 
 
 def hf_logits(model, ids):
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).float().eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    # Packed models keep embedding and norms in bf16 all the same, and refuse to be converted as a whole.
+    for tensor in [*loaded.parameters(), *loaded.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
     with torch.no_grad():
         return loaded(torch.tensor([ids])).logits[0].double().numpy()
 
