@@ -10,6 +10,7 @@ use crate::devices::DevicesArgs;
 use crate::inspect::InspectArgs;
 use crate::logits::LogitsArgs;
 use crate::precision::PrecisionArgs;
+use crate::quantize::QuantizeArgs;
 use crate::run::RunArgs;
 use crate::synth::SynthArgs;
 use crate::tokenize::TokenizeArgs;
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     Inspect(InspectArgs),
     Convert(ConvertArgs),
+    Quantize(QuantizeArgs),
     Synth(SynthArgs),
     Bench(BenchArgs),
     Precision(PrecisionArgs),

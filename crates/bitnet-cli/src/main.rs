@@ -11,6 +11,7 @@ macro_rules! say {
     }};
 }
 
+mod accuracy;
 mod args;
 mod bench;
 mod chat;
@@ -24,6 +25,7 @@ mod logits;
 mod model;
 mod precision;
 mod profile;
+mod quantize;
 mod run;
 mod sampling;
 mod session;
@@ -60,6 +62,7 @@ fn dispatch(command: &Command) -> anyhow::Result<()> {
         Command::Logits(args) => logits::logits(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
         Command::Convert(args) => convert::convert(args),
+        Command::Quantize(args) => quantize::quantize(args),
         Command::Synth(args) => synth::synth(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),

@@ -1,11 +1,9 @@
 //! `bitnet precision`: what a model's number formats cost and save, measured on the model.
 
-mod accuracy;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write, stderr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use bitnet_core::BitNetDType;
@@ -16,28 +14,24 @@ use bitnet_core::mixed_precision::{
 };
 use bitnet_inference::source::Source;
 use bitnet_inference::{
-    HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, PrecisionPlan, Preparation, Sampler,
-    SamplingOptions, Session, SessionOptions,
+    HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, PrecisionPlan, Preparation, Session,
+    SessionOptions,
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use crate::accuracy::{self, Accuracy, Reference};
 use crate::bench::rounds::{self, Rates};
 use crate::interrupt;
 use crate::model::{ComputeArgs, LayoutArgs, open_source, print_notices};
 use crate::values;
-use accuracy::{Accuracy, Reference};
 
 /// Tokens of a timed prompt and of a timed generation, and how often each is timed.
 const TIMED_TOKENS: usize = 32;
 const ROUNDS: u32 = 3;
-/// Tokens of a generated text by default.
-const DEFAULT_TOKENS: usize = 128;
 /// Changes that are listed one by one.
 const LISTED_CHANGES: usize = 20;
-/// The most memory for what the reference computes: longer texts are cut.
-const MAX_REFERENCE_BYTES: usize = 1 << 30;
 
 /// Measure what number formats cost and save.
 ///
@@ -219,7 +213,10 @@ pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
         machine = (model.n_threads(), model.kernels_name());
         let reference = match &mut reference {
             Some(reference) => reference,
-            none => none.insert(Reference::new(&model, text(args, &model)?)?),
+            none => none.insert({
+                let ids = accuracy::text(&model, args.text.as_deref(), args.tokens)?;
+                Reference::new(&model, ids)?
+            }),
         };
         let analysis = plan.manager().analyze_configuration()?;
         measured.push(measure(policy.name(), &model, reference, analysis)?);
@@ -314,50 +311,6 @@ fn load(source: &dyn Source, args: &PrecisionArgs, precision: MixedPrecisionConf
         ..args.compute.options(precision, None)?
     };
     crate::model::load(source, &options)
-}
-
-/// The tokens that accuracy is measured on.
-fn text(args: &PrecisionArgs, model: &Model) -> anyhow::Result<Vec<u32>> {
-    let config = model.config();
-    let room = MAX_REFERENCE_BYTES / (config.vocab_size * size_of::<f32>());
-    let most = config.max_seq_len.min(room).max(2);
-    let Some(path) = &args.text else {
-        return generated(args.tokens.unwrap_or(DEFAULT_TOKENS).min(most), model);
-    };
-    let mut ids = model.text()?.encode(&read_text(path)?)?;
-    anyhow::ensure!(
-        ids.len() >= 2,
-        "{}: the text has fewer than two tokens; give a longer one",
-        path.display()
-    );
-    if ids.len() > most {
-        say!("note: {}: only the first {most} of {} tokens are taken", path.display(), ids.len());
-        ids.truncate(most);
-    }
-    Ok(ids)
-}
-
-fn read_text(path: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(path).with_context(|| path.display().to_string())
-}
-
-/// A text of `n` tokens, drawn from the model as it is.
-fn generated(n: usize, model: &Model) -> anyhow::Result<Vec<u32>> {
-    let n = n.max(2);
-    let begin = model.text().ok().and_then(|text| text.encode("The").ok()).filter(|ids| !ids.is_empty());
-    let mut ids = begin.unwrap_or_else(|| vec![0]);
-    ids.truncate(n - 1);
-    let mut session = model.session(SessionOptions { max_seq_len: Some(n), ..SessionOptions::default() })?;
-    let options = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
-    let mut sampler = Sampler::new(options, model.config().vocab_size)?;
-    let begin = ids.len();
-    let mut next = session.sample(&ids, &mut sampler, begin)?;
-    ids.push(next);
-    while ids.len() < n {
-        next = session.sample(&[next], &mut sampler, begin)?;
-        ids.push(next);
-    }
-    Ok(ids)
 }
 
 fn measure(

@@ -20,6 +20,11 @@ pub(crate) fn batch_rows(text: &str) -> Result<usize, String> {
     parse(text, |n| (1..=MAX_BATCH_ROWS).contains(n), || format!("a whole number from 1 to {MAX_BATCH_ROWS}"))
 }
 
+/// A share that leaves something.
+pub(crate) fn sparsity(text: &str) -> Result<f32, String> {
+    parse(text, |share| (0.0..1.0).contains(share), || "a number from 0 to below 1".into())
+}
+
 pub(crate) fn temperature(text: &str) -> Result<f32, String> {
     sampling(text, |options, value| options.temperature = value)
 }

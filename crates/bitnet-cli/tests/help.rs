@@ -10,6 +10,7 @@ fn help_of_the_program_and_of_every_subcommand() {
         "chat",
         "inspect",
         "convert",
+        "quantize",
         "synth",
         "bench",
         "devices",

@@ -13,6 +13,7 @@ mod lines;
 mod logits;
 mod models;
 mod precision;
+mod quantize;
 mod run;
 mod sessions;
 mod tokenize;

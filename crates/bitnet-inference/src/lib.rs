@@ -32,6 +32,7 @@ mod open;
 mod ops;
 mod precision;
 mod profile;
+pub mod quantize;
 mod sampling;
 mod session;
 pub mod source;

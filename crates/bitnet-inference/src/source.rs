@@ -77,7 +77,14 @@ pub enum StoredData {
     /// Values in a dense format.
     Dense(DenseFormat, Bytes),
     /// Values in a dense format that stand for ternary weights: they are quantised (absmean) when loaded.
-    Master(DenseFormat, Bytes),
+    Master {
+        /// The format.
+        format: DenseFormat,
+        /// The values.
+        bytes: Bytes,
+        /// The share of weights that become 0 at least.
+        sparsity: f32,
+    },
     /// Packed ternary weights.
     Ternary {
         /// How they are packed.
@@ -93,7 +100,7 @@ impl StoredData {
     /// The bytes in the file.
     pub fn bytes(&self) -> &Bytes {
         match self {
-            StoredData::Dense(_, bytes) | StoredData::Master(_, bytes) => bytes,
+            StoredData::Dense(_, bytes) | StoredData::Master { bytes, .. } => bytes,
             StoredData::Ternary { bytes, .. } => bytes,
         }
     }
@@ -101,7 +108,7 @@ impl StoredData {
     /// The name of the format.
     pub fn format_name(&self) -> &'static str {
         match self {
-            StoredData::Dense(format, _) | StoredData::Master(format, _) => format.name(),
+            StoredData::Dense(format, _) | StoredData::Master { format, .. } => format.name(),
             StoredData::Ternary { format, .. } => format.name(),
         }
     }
@@ -181,6 +188,10 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn unused_tensors(&self) -> Vec<String>;
     /// Lets go of the file's pages that are in memory, where it is mapped; they are read again when they are used.
     fn release_pages(&self) {}
+    /// The Hugging Face checkpoint behind this, if it is one.
+    fn hf(&self) -> Option<&HfSource> {
+        None
+    }
     /// The tokenizer and what belongs to it; `None` when the model has none.
     fn text(&self) -> Result<Option<TextParts>>;
 }

@@ -6,8 +6,7 @@ use std::path::Path;
 use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::linear::DenseView;
 use bitnet_quant::packing::TernaryFormat;
-use bitnet_quant::reduce::MeanAbs;
-use bitnet_quant::ternary::{weight_code, weight_factor};
+use bitnet_quant::quantize::absmean::TernaryRule;
 
 use crate::source::{StoredData, StoredTensor};
 
@@ -24,10 +23,10 @@ enum Values<'a> {
         bytes: &'a [u8],
         scale: f32,
     },
-    /// Master weights, quantised with the factor `s` by way of `row`.
+    /// Master weights, quantised by `rule` by way of `row`.
     Master {
         view: DenseView<'a>,
-        s: f32,
+        rule: TernaryRule,
         row: Vec<f32>,
     },
 }
@@ -35,8 +34,7 @@ enum Values<'a> {
 impl<'a> TernaryRows<'a> {
     /// The rows of `stored`, which is named in errors with the file `path`; dense tensors have none.
     ///
-    /// Master weights are read once for their mean (absmean quantisation, Ma et al., 2024:
-    /// `s = 1 / max(mean|W|, 1e-5)`, scale `1 / s`).
+    /// Master weights are read once for their mean, and some times more where they are pruned.
     pub(crate) fn new(stored: &'a StoredTensor, path: &'a Path) -> CoreResult<Self> {
         let values = match &stored.data {
             StoredData::Dense(..) => {
@@ -49,21 +47,21 @@ impl<'a> TernaryRows<'a> {
             StoredData::Ternary { format, bytes, scale } => {
                 Values::Packed { format: *format, bytes, scale: *scale }
             }
-            StoredData::Master(format, bytes) => {
+            StoredData::Master { format, bytes, sparsity } => {
                 stored.check_dense_size(*format, bytes.len(), path)?;
                 let view = DenseView::new(bytes, stored.rows, stored.cols, *format);
                 let mut row = vec![0.0; stored.cols];
-                let mut mean = MeanAbs::default();
-                for r in 0..stored.rows {
-                    view.row(r, &mut row);
-                    mean.push(&row);
-                }
-                let mean = mean.finish();
-                if !mean.is_finite() {
+                let rule = TernaryRule::find(*sparsity, |visit| {
+                    for r in 0..stored.rows {
+                        view.row(r, &mut row);
+                        visit(r, &row);
+                    }
+                });
+                let Some(rule) = rule else {
                     let problem = "holds an infinity or NaN, or values too large for their mean";
                     return Err(CoreError::bad_tensor(path, &stored.name, problem));
-                }
-                Values::Master { view, s: weight_factor(mean), row }
+                };
+                Values::Master { view, rule, row }
             }
         };
         Ok(TernaryRows { stored, path, values })
@@ -84,11 +82,11 @@ impl<'a> TernaryRows<'a> {
 
     /// The factor of the whole tensor, beside the block scales where there are any.
     pub(crate) fn scale(&self) -> f32 {
-        match self.values {
+        match &self.values {
             Values::Packed { format, bytes, scale } => {
                 format.tensor_scale(bytes, self.stored.rows, self.stored.cols).unwrap_or(1.0) * scale
             }
-            Values::Master { s, .. } => 1.0 / s,
+            Values::Master { rule, .. } => rule.scale(),
         }
     }
 
@@ -108,11 +106,9 @@ impl<'a> TernaryRows<'a> {
                     codes.fill(1);
                 }
             }
-            Values::Master { view, s, row } => {
+            Values::Master { view, rule, row } => {
                 view.row(file_row, row);
-                for (code, w) in codes.iter_mut().zip(row) {
-                    *code = weight_code(*w, *s);
-                }
+                rule.codes(file_row, row, codes);
             }
         }
         Ok(())

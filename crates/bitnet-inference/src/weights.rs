@@ -524,7 +524,7 @@ impl Loader<'_> {
             {
                 Ok(Matrix::BitLinear(self.tiled(self.map_i2_s(stored, bytes, *scale)?)?))
             }
-            StoredData::Ternary { .. } | StoredData::Master(..) => {
+            StoredData::Ternary { .. } | StoredData::Master { .. } => {
                 let ternary = self.pack(stored, TernaryRows::new(stored, self.source.path())?)?;
                 // Q2_0 is the format of a family without an activation quantiser.
                 if matches!(stored.data, StoredData::Ternary { format: TernaryFormat::Q2_0, .. }) {

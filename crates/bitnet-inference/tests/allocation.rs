@@ -18,11 +18,13 @@ use bitnet_core::file::gguf::{GgmlType, GgufWriter};
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::config::Architecture;
+use bitnet_inference::quantize::{QuantizeOptions, QuantizeTarget, quantize};
+use bitnet_inference::source;
 use bitnet_inference::{
     HeadMode, HeadOptions, Model, ModelOptions, Sampler, SamplingOptions, Session, SessionOptions,
 };
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::kernels::Kernels;
+use bitnet_quant::kernels::{Activation, Kernels};
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
 use common::random_model::{Random, RandomModel, Recipe, StoredAs};
@@ -101,6 +103,7 @@ fn forward_allocates_nothing_and_opening_no_more_than_the_file_justifies() {
     lying_safetensors_files();
     lying_configurations();
     damaged_files();
+    quantising_streams();
 }
 
 /// Dimensions that waste nothing on padding, and formats by turns.
@@ -116,6 +119,34 @@ fn wide(projections: Vec<StoredAs>) -> Recipe {
         projections,
         differing_scales: true,
         ..Default::default()
+    }
+}
+
+/// Quantising never has a model in memory, nor a matrix.
+fn quantising_streams() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe {
+        dim: 512,
+        ffn_dim: 2048,
+        architecture: Architecture::Llama,
+        activation: Activation::Silu,
+        norms: DenseFormat::BF16,
+        ..wide(vec![StoredAs::Dense(DenseFormat::BF16)])
+    };
+    let path = RandomModel::new(recipe).write_hf(&folder.path().join("dense"), false);
+    let source = source::open(&path, I2sLayout::default()).unwrap();
+    let largest = 512 * 2048 * size_of::<u16>();
+    let gguf = QuantizeTarget::Gguf(TernaryFormat::Tq2_0);
+    for (target, sparsity) in [(gguf, 0.0), (gguf, 0.8), (QuantizeTarget::HuggingFace, 0.0)] {
+        let options = QuantizeOptions { target, sparsity };
+        let output = folder.path().join("out");
+        let (bytes, written) = peak(|| quantize(&*source, &output, &options, &mut |_| ()));
+        written.unwrap();
+        println!("{target:?}, sparsity {sparsity}: {bytes} bytes, the largest matrix has {largest}");
+        assert!(bytes <= 3 * largest, "{target:?}: {bytes} for matrices of {largest}");
+        if output.is_file() {
+            fs::remove_file(output).unwrap();
+        }
     }
 }
 

@@ -17,4 +17,5 @@ mod hostile;
 mod memory;
 mod non_finite;
 mod precision;
+mod quantize;
 mod synth;

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod attention;
+pub mod bit_linear;
 pub mod dense;
 pub mod entropy;
 pub mod float;
@@ -26,6 +27,7 @@ pub mod layout;
 pub mod limits;
 pub mod linear;
 pub mod packing;
+pub mod quantize;
 pub mod reduce;
 pub mod rows;
 pub mod ternary;

@@ -1,5 +1,5 @@
 //! Benchmarks must work: `bitnet bench` on the embedded model with a few tokens, to see that no number is missing or 0,
-//! and every benchmark of the kernels, of the memory pool and of the packings once.
+//! and every benchmark of the kernels, the memory pool, the packings and the quantisers once.
 
 use serde_json::Value;
 
@@ -10,12 +10,13 @@ use crate::error::Error;
 /// Tokens a second of the prompt and of generation, bytes a second, and the share of the measured peak bandwidth.
 const KEYS: [&str; 4] = ["pp_tok_s", "tg_tok_s", "tg_gb_s", "tg_peak_share"];
 
-const BENCHES: [(&str, &str); 5] = [
+const BENCHES: [(&str, &str); 6] = [
     ("bitnet-quant", "kernels"),
     ("bitnet-quant", "entropy"),
     ("bitnet-core", "memory"),
     ("bitnet-benchmarks", "packing_performance"),
     ("bitnet-benchmarks", "simd_unpacking_performance"),
+    ("bitnet-benchmarks", "quantization_performance"),
 ];
 
 pub(crate) fn run() -> Result<Outcome, Error> {

@@ -10,6 +10,7 @@ mod command;
 mod deny;
 mod error;
 mod fuzz;
+mod interop;
 mod miri;
 mod neon;
 mod soak;
@@ -54,6 +55,14 @@ fn dispatch(args: &[String]) -> Result<(), Error> {
                 return Err(unexpected(arg));
             }
             ci::report("soak", || soak::check(options.duration))?;
+        }
+        "interop" => {
+            let python = match rest {
+                [] => None,
+                [flag, python] if flag == "--python" => Some(python.as_str()),
+                [arg, ..] => return Err(unexpected(arg)),
+            };
+            ci::report("interop", || interop::check(python))?;
         }
         // A person who asks for Miri by name waits for it; only `ci` gives it a limit.
         "miri" if rest.is_empty() => ci::report("miri", || miri::check(None))?,
@@ -105,6 +114,9 @@ fn usage() -> String {
         text.push_str(&format!("  {call:<32} {}\n", step.about));
     }
     text.push_str("  soak [--seconds N]               the memory pool under many threads; not part of ci\n");
+    text.push_str(
+        "  interop [--python PATH]          transformers and llama.cpp read what we write; not part of ci\n",
+    );
     text.push_str("  help                             this text");
     text
 }
@@ -134,6 +146,7 @@ mod tests {
             &["fuzz", "--seconds", "0"],
             &["fuzz", "--jobs"],
             &["soak", "pool"],
+            &["interop", "--python"],
             &["ci", "--fast"],
             &["tidy", "now"],
             &["polish"],

@@ -38,6 +38,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/bitnet-quant/benches/kernels/cached.rs",
     "crates/bitnet-quant/benches/kernels/elementwise.rs",
     "crates/bitnet-quant/src/attention.rs",
+    "crates/bitnet-quant/src/bit_linear.rs",
     "crates/bitnet-quant/src/fpenv.rs",
     "crates/bitnet-quant/src/head/bounds.rs",
     "crates/bitnet-quant/src/kernels.rs",

@@ -1,5 +1,5 @@
-//! Model files are written whole or not at all: under a temporary name in the same folder, renamed when the last
-//! byte is on disk. A failure leaves whatever was there before.
+//! Model files and folders are written whole or not at all: under a temporary name in the same folder, renamed when the
+//! last byte is on disk. A failure leaves whatever was there before.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -27,23 +27,9 @@ impl OutputFile {
             Ok(_) => return Err(Error::NotAFile { path: path.to_owned() }),
             Err(_) => path.to_owned(),
         };
-        let name = path.file_name().ok_or_else(|| Error::io(path, io::ErrorKind::InvalidFilename.into()))?;
-        for attempt in 0u64.. {
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}-{attempt}.partial", std::process::id()));
-            let temporary = path.with_file_name(hidden);
-            match File::create_new(&temporary) {
-                Ok(file) => {
-                    lock_unfinished().push(temporary.clone());
-                    let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
-                    return Ok(OutputFile { path: path.to_owned(), temporary, writer });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(Error::io(path, e)),
-            }
-        }
-        unreachable!("a folder has fewer than 2^64 files")
+        let (temporary, file) = create_hidden(path, |temporary| File::create_new(temporary))?;
+        let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(OutputFile { path: path.to_owned(), temporary, writer })
     }
 
     /// Appends bytes.
@@ -77,18 +63,79 @@ impl OutputFile {
 
 impl Drop for OutputFile {
     fn drop(&mut self) {
-        // After `publish` there is nothing under this name, and a failure to tidy up must not hide the error
-        // that led here.
-        let _ = fs::remove_file(&self.temporary);
-        lock_unfinished().retain(|path| *path != self.temporary);
+        remove_hidden(&self.temporary);
     }
 }
 
-/// Removes the temporary files of everything that is being written: for programs that are about to end because
-/// somebody asked them to.
+/// A folder that appears at its path, with all that was written into it, when [`publish`](Self::publish) is called, and
+/// is removed otherwise.
+#[derive(Debug)]
+pub struct OutputFolder {
+    path: PathBuf,
+    temporary: PathBuf,
+}
+
+impl OutputFolder {
+    /// Begins a folder that will be at `path`, where there is nothing or an empty folder by then.
+    pub fn create(path: &Path) -> Result<Self> {
+        let (temporary, ()) = create_hidden(path, |temporary| fs::create_dir(temporary))?;
+        Ok(OutputFolder { path: path.to_owned(), temporary })
+    }
+
+    /// Where a file of this name is written.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.temporary.join(name)
+    }
+
+    /// Gives the folder its name.
+    pub fn publish(self) -> Result<()> {
+        // Not every system renames a folder over an empty one. Where there is something else, renaming says so.
+        let _ = fs::remove_dir(&self.path);
+        fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+impl Drop for OutputFolder {
+    fn drop(&mut self) {
+        remove_hidden(&self.temporary);
+    }
+}
+
+/// Makes what will be at `path` under a name beside it that nothing has, and that is removed when the program is ended.
+fn create_hidden<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(PathBuf, T)> {
+    let name = path.file_name().ok_or_else(|| Error::io(path, io::ErrorKind::InvalidFilename.into()))?;
+    for attempt in 0u64.. {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}-{attempt}.partial", std::process::id()));
+        let temporary = path.with_file_name(hidden);
+        match make(&temporary) {
+            Ok(made) => {
+                lock_unfinished().push(temporary.clone());
+                return Ok((temporary, made));
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io(path, e)),
+        }
+    }
+    unreachable!("a folder has fewer than 2^64 files")
+}
+
+/// After publication there is nothing under this name, and a failure to tidy up must not hide the error that led here.
+fn remove_hidden(temporary: &Path) {
+    remove(temporary);
+    lock_unfinished().retain(|path| path != temporary);
+}
+
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// Removes the temporary files and folders of everything that is being written: for programs that are about to end
+/// because somebody asked them to.
 pub fn remove_unfinished_files() {
     for path in lock_unfinished().drain(..) {
-        let _ = fs::remove_file(path);
+        remove(&path);
     }
 }
 

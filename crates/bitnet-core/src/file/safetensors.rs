@@ -18,7 +18,7 @@ use crate::{Error, Result};
 
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
-pub use writer::{TensorSpec, write};
+pub use writer::{REFERENCE_ALIGNMENT, TensorSpec, write, write_aligned};
 
 /// Headers beyond this are refused, as every other reader does.
 const MAX_HEADER_BYTES: usize = 100_000_000;

@@ -113,7 +113,7 @@ impl<'a> Tensors<'a> {
                     Content::Dense { stored, from, to },
                 );
             }
-            StoredData::Ternary { .. } | StoredData::Master(..) if !is_projection => {
+            StoredData::Ternary { .. } | StoredData::Master { .. } if !is_projection => {
                 return Err(bad_tensor(path, &stored.name, "it is ternary where no model is").into());
             }
             StoredData::Ternary { format: TernaryFormat::Q2_0, .. } => {
@@ -122,7 +122,7 @@ impl<'a> Tensors<'a> {
                             every other ternary type; use the file as it is";
                 return Err(metadata::unsupported(path, what, hint));
             }
-            StoredData::Ternary { .. } | StoredData::Master(..) => {
+            StoredData::Ternary { .. } | StoredData::Master { .. } => {
                 check_shape(self.output.format, &stored.name, rows, cols, path)?;
                 let ggml_type = metadata::ggml_type(self.output.format)?;
                 self.file.add(

@@ -68,7 +68,7 @@ impl Source for CompressedSource {
         let Some(mut tensor) = self.inner.tensor(role)? else { return Ok(None) };
         match &mut tensor.data {
             StoredData::Dense(_, bytes)
-            | StoredData::Master(_, bytes)
+            | StoredData::Master { bytes, .. }
             | StoredData::Ternary { bytes, .. } => {
                 *bytes = self.file.fill(bytes)?;
             }

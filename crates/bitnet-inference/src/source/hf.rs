@@ -33,6 +33,18 @@ pub struct HfFiles {
 }
 
 impl HfFiles {
+    /// Those of the tokenizer and of generation.
+    pub(crate) fn of_text(&self) -> impl Iterator<Item = &Arc<Mapping>> {
+        let files = [
+            &self.generation_config,
+            &self.tokenizer,
+            &self.tokenizer_config,
+            &self.special_tokens_map,
+            &self.chat_template,
+        ];
+        files.into_iter().flatten()
+    }
+
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         Self::open_in(Mapping::open(&folder.join("config.json"))?, |name| {
             let path = folder.join(name);
@@ -57,14 +69,7 @@ impl HfFiles {
 
     /// Those that there are.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Mapping>> {
-        let optional = [
-            &self.generation_config,
-            &self.tokenizer,
-            &self.tokenizer_config,
-            &self.special_tokens_map,
-            &self.chat_template,
-        ];
-        [&self.config].into_iter().chain(optional.into_iter().flatten())
+        [&self.config].into_iter().chain(self.of_text())
     }
 }
 
@@ -150,7 +155,8 @@ impl HfSource {
                 ))
             }
             (Some(q), dtype) if q.online && self.is_converted(stem) => {
-                Ok((rows, StoredData::Master(self.float(tensor, dtype)?, tensor.bytes.clone())))
+                let format = self.float(tensor, dtype)?;
+                Ok((rows, StoredData::Master { format, bytes: tensor.bytes.clone(), sparsity: 0.0 }))
             }
             (Some(_), dtype) if self.is_converted(stem) => {
                 let problem = format!(
@@ -250,6 +256,10 @@ impl Source for HfSource {
         for tensor in self.checkpoint.tensors() {
             tensor.bytes.mapping().release_pages();
         }
+    }
+
+    fn hf(&self) -> Option<&HfSource> {
+        Some(self)
     }
 
     fn text(&self) -> Result<Option<TextParts>> {

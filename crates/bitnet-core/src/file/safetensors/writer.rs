@@ -10,6 +10,8 @@ use crate::{Error, Result};
 
 /// The data begins at a multiple of this, so that tensors whose sizes allow it are aligned in a map.
 const DATA_ALIGNMENT: usize = 64;
+/// The multiple at which the library `safetensors` begins the data.
+pub const REFERENCE_ALIGNMENT: usize = 8;
 
 /// A tensor to be written.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +28,17 @@ pub struct TensorSpec<'a> {
 /// file appears at `path` when it is complete; after an error, what was there before still is.
 pub fn write(
     path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[TensorSpec<'_>],
+    data: impl FnMut(usize, &mut TensorSink<'_>) -> Result<()>,
+) -> Result<()> {
+    write_aligned(path, DATA_ALIGNMENT, metadata, tensors, data)
+}
+
+/// The same with data that begins at a multiple of `alignment`.
+pub fn write_aligned(
+    path: &Path,
+    alignment: usize,
     metadata: &BTreeMap<String, String>,
     tensors: &[TensorSpec<'_>],
     mut data: impl FnMut(usize, &mut TensorSink<'_>) -> Result<()>,
@@ -50,7 +63,7 @@ pub fn write(
     }
 
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    let data_start = (PREFIX_BYTES + header.len()).next_multiple_of(DATA_ALIGNMENT);
+    let data_start = (PREFIX_BYTES + header.len()).next_multiple_of(alignment);
     header.resize(data_start - PREFIX_BYTES, b' ');
     if header.len() > MAX_HEADER_BYTES {
         let rule = format!("a header of {} bytes is too long for readers", header.len());

@@ -1,24 +1,33 @@
 //! How far one computation's predictions are from another's, over the tokens of a text.
 
-use bitnet_inference::{Model, Result, Session, SessionOptions};
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use bitnet_inference::{Model, Result, Sampler, SamplingOptions, Session, SessionOptions};
 use bitnet_quant::float::{exp64, ln64};
+
+/// Tokens of a generated text by default.
+pub(crate) const DEFAULT_TOKENS: usize = 128;
+/// The most memory for what the reference computes: longer texts are cut.
+const MAX_REFERENCE_BYTES: usize = 1 << 30;
 
 /// Differences to the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Accuracy {
+pub(crate) struct Accuracy {
     /// Σ p (ln p - ln q) in nats, with p of the reference: the mean over all tokens.
-    pub(super) divergence: f64,
+    pub(crate) divergence: f64,
     /// The same of the token where it is largest.
-    pub(super) largest_divergence: f64,
+    pub(crate) largest_divergence: f64,
     /// The share of tokens after which both find the same token the likeliest.
-    pub(super) same_choice: f64,
+    pub(crate) same_choice: f64,
     /// e to the mean of -ln q of the token that follows.
-    pub(super) perplexity: f64,
+    pub(crate) perplexity: f64,
 }
 
 /// A text, and what the reference expects after each of its tokens.
 #[derive(Debug)]
-pub(super) struct Reference {
+pub(crate) struct Reference {
     ids: Vec<u32>,
     vocab_size: usize,
     logits: Vec<f32>, // (ids, vocab_size)
@@ -26,7 +35,7 @@ pub(super) struct Reference {
 
 impl Reference {
     /// Computes `ids`, at least two.
-    pub(super) fn new(model: &Model, ids: Vec<u32>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, ids: Vec<u32>) -> Result<Self> {
         let options = SessionOptions { max_seq_len: Some(ids.len()), ..SessionOptions::default() };
         let vocab_size = model.config().vocab_size;
         let mut logits = Vec::with_capacity(ids.len() * vocab_size);
@@ -37,14 +46,21 @@ impl Reference {
         Ok(Reference { ids, vocab_size, logits })
     }
 
-    pub(super) fn n_tokens(&self) -> usize {
+    pub(crate) fn n_tokens(&self) -> usize {
         self.ids.len()
     }
 
+    /// e to the mean of -ln p of the token that follows.
+    pub(crate) fn perplexity(&self) -> f64 {
+        let rows = self.logits.chunks_exact(self.vocab_size);
+        let surprise: f64 = rows.zip(&self.ids[1..]).map(|(p, next)| surprise(p, *next)).sum();
+        exp64(surprise / (self.ids.len() - 1) as f64)
+    }
+
     /// Computes the text on `session`, which has room for it.
-    pub(super) fn compare(&self, session: &mut Session) -> Result<Accuracy> {
+    pub(crate) fn compare(&self, session: &mut Session) -> Result<Accuracy> {
         session.truncate(0);
-        let (mut sum, mut largest, mut same, mut surprise) = (0.0, 0.0f64, 0usize, 0.0);
+        let (mut sum, mut largest, mut same, mut sum_of_surprise) = (0.0, 0.0f64, 0usize, 0.0);
         session.forward_all(&self.ids, |i, q| {
             let p = &self.logits[i * self.vocab_size..][..self.vocab_size];
             let divergence = divergence(p, q);
@@ -52,7 +68,7 @@ impl Reference {
             largest = largest.max(divergence);
             same += usize::from(likeliest(p) == likeliest(q));
             if let Some(next) = self.ids.get(i + 1) {
-                surprise += log_sum(q) - f64::from(q[*next as usize]);
+                sum_of_surprise += surprise(q, *next);
             }
             Ok(())
         })?;
@@ -61,9 +77,50 @@ impl Reference {
             divergence: sum / n,
             largest_divergence: largest,
             same_choice: same as f64 / n,
-            perplexity: exp64(surprise / (n - 1.0)),
+            perplexity: exp64(sum_of_surprise / (n - 1.0)),
         })
     }
+}
+
+/// The tokens that accuracy is measured on: those of a file, or `n_tokens` that the model generates.
+pub(crate) fn text(model: &Model, file: Option<&Path>, n_tokens: Option<usize>) -> anyhow::Result<Vec<u32>> {
+    let config = model.config();
+    let room = MAX_REFERENCE_BYTES / (config.vocab_size * size_of::<f32>());
+    let most = config.max_seq_len.min(room).max(2);
+    let Some(path) = file else {
+        return generated(n_tokens.unwrap_or(DEFAULT_TOKENS).min(most), model);
+    };
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let mut ids = model.text()?.encode(&text)?;
+    anyhow::ensure!(
+        ids.len() >= 2,
+        "{}: the text has fewer than two tokens; give a longer one",
+        path.display()
+    );
+    if ids.len() > most {
+        say!("note: {}: only the first {most} of {} tokens are taken", path.display(), ids.len());
+        ids.truncate(most);
+    }
+    Ok(ids)
+}
+
+/// A text of `n` tokens, drawn from the model as it is.
+fn generated(n: usize, model: &Model) -> anyhow::Result<Vec<u32>> {
+    let n = n.max(2);
+    let begin = model.text().ok().and_then(|text| text.encode("The").ok()).filter(|ids| !ids.is_empty());
+    let mut ids = begin.unwrap_or_else(|| vec![0]);
+    ids.truncate(n - 1);
+    let mut session = model.session(SessionOptions { max_seq_len: Some(n), ..SessionOptions::default() })?;
+    let options = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
+    let mut sampler = Sampler::new(options, model.config().vocab_size)?;
+    let begin = ids.len();
+    let mut next = session.sample(&ids, &mut sampler, begin)?;
+    ids.push(next);
+    while ids.len() < n {
+        next = session.sample(&[next], &mut sampler, begin)?;
+        ids.push(next);
+    }
+    Ok(ids)
 }
 
 /// Σ p (ln p - ln q) of two rows of logits; 0 for equal ones, and not below.
@@ -74,6 +131,11 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
         exp_of(p) * (p - q)
     };
     p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+}
+
+/// -ln of what a row of logits gives to a token.
+fn surprise(logits: &[f32], id: u32) -> f64 {
+    log_sum(logits) - f64::from(logits[id as usize])
 }
 
 /// ln Σ e^x.

@@ -1,0 +1,173 @@
+//! What ternary weights keep of those that they were made from, matrix by matrix, as the files hold both.
+
+use std::path::Path;
+
+use bitnet_core::Error as CoreError;
+use bitnet_core::file::Bytes;
+use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::linear::DenseView;
+use bitnet_quant::quantize::integer::IntegerFormat;
+use bitnet_quant::quantize::metrics::ErrorMetrics;
+use bitnet_quant::quantize::{Granularity, Scheme};
+
+use super::is_projection;
+use crate::Result;
+use crate::config::ModelConfig;
+use crate::convert::WriteProgress;
+use crate::source::{Role, Source, StoredData, StoredTensor, TextParts};
+use crate::ternary_rows::TernaryRows;
+
+/// Formats that the loss is compared with: their names, and the group that shares a scale; the row where there is none.
+pub const OTHER_FORMATS: [(&str, Scheme, Option<usize>); 3] = [
+    ("fp16", Scheme::Fp16, None),
+    ("int8", Scheme::Integer(IntegerFormat::INT8), None),
+    ("int4", Scheme::Integer(IntegerFormat::INT4), Some(32)),
+];
+
+/// A quantised matrix beside its original.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MatrixReport {
+    /// Its name in the original.
+    pub name: String,
+    /// Its layer.
+    pub layer: usize,
+    /// What a weight of 1 stands for.
+    pub scale: f32,
+    /// Weights.
+    pub n: usize,
+    /// Those that are 0.
+    pub n_zeros: usize,
+    /// What ternary weights lose.
+    pub error: ErrorMetrics,
+    /// What [`OTHER_FORMATS`] would have lost.
+    pub other_errors: [ErrorMetrics; OTHER_FORMATS.len()],
+}
+
+/// Compares every projection that `quantized` has in ternary weights, and `original` in others.
+pub fn compare(
+    original: &dyn Source,
+    quantized: &dyn Source,
+    progress: &mut dyn FnMut(WriteProgress),
+) -> Result<Vec<MatrixReport>> {
+    let config = original.config();
+    let mut at = WriteProgress { done: 0, total: config.n_projection_weights() };
+    let mut reports = Vec::new();
+    for role in Role::all(config.n_layers).into_iter().filter(is_projection) {
+        let Role::Layer(layer, _) = role else { continue };
+        let (Some(before), Some(after)) = (original.tensor(role)?, quantized.tensor(role)?) else { continue };
+        let (StoredData::Dense(format, bytes) | StoredData::Master { format, bytes, .. }) = &before.data
+        else {
+            continue;
+        };
+        if matches!(after.data, StoredData::Ternary { .. }) {
+            before.check_dense_size(*format, bytes.len(), original.path())?;
+            after.check_shape(before.rows, before.cols, quantized.path())?;
+            let matrix = Matrix { before: &before, format: *format, bytes, after: &after };
+            reports.push(matrix.report(layer, quantized.path(), |n| {
+                at.done += n;
+                progress(at);
+            })?);
+        }
+    }
+    Ok(reports)
+}
+
+/// The same matrix twice.
+struct Matrix<'a> {
+    before: &'a StoredTensor,
+    format: DenseFormat,
+    bytes: &'a Bytes,
+    after: &'a StoredTensor,
+}
+
+impl Matrix<'_> {
+    fn report(&self, layer: usize, path: &Path, mut advance: impl FnMut(usize)) -> Result<MatrixReport> {
+        let StoredTensor { rows, cols, .. } = *self.before;
+        let view = DenseView::new(self.bytes, rows, cols, self.format);
+        let mut ternary = TernaryRows::new(self.after, path)?;
+        let block = ternary.block().unwrap_or(cols);
+        let (mut codes, mut d) = (vec![0; cols], vec![1.0; ternary.n_blocks().max(1)]);
+        let (mut values, mut restored) = (vec![0.0; cols], vec![0.0; cols]);
+        let n_blocks = ternary.n_blocks();
+        let mut report = MatrixReport {
+            name: self.before.name.clone(),
+            layer,
+            scale: 0.0,
+            n: rows * cols,
+            n_zeros: 0,
+            error: ErrorMetrics::default(),
+            other_errors: [ErrorMetrics::default(); OTHER_FORMATS.len()],
+        };
+        for r in 0..rows {
+            view.row(self.before.row_order.file_row(r), &mut values);
+            ternary.read(r, &mut codes, &mut d[..n_blocks])?;
+            for ((codes, restored), d) in codes.chunks(block).zip(restored.chunks_mut(block)).zip(&d) {
+                let scale = d * ternary.scale();
+                report.scale = report.scale.max(scale);
+                for (code, restored) in codes.iter().zip(restored) {
+                    *restored = (f32::from(*code) - 1.0) * scale;
+                }
+            }
+            report.n_zeros += codes.iter().filter(|code| **code == 1).count();
+            report.error.push(&values, &restored);
+            for ((_, scheme, group), error) in OTHER_FORMATS.iter().zip(&mut report.other_errors) {
+                // Rows that are no whole number of groups are one.
+                let group = group.filter(|group| cols.is_multiple_of(*group));
+                let granularity = group.map_or(Granularity::Channel, Granularity::Group);
+                scheme.restore(granularity, &values, cols, &mut restored).map_err(|e| {
+                    CoreError::bad_tensor(path, &self.before.name, format!("cannot be compared: {e}"))
+                })?;
+                error.push(&values, &restored);
+            }
+            advance(cols);
+        }
+        Ok(report)
+    }
+}
+
+/// A model with the projections of one layer in place of its own: what its predictions change is how sensitive the layer is.
+#[derive(Debug)]
+pub struct OneLayer<'a> {
+    /// The model.
+    pub original: &'a dyn Source,
+    /// The one that has the layer's other projections.
+    pub quantized: &'a dyn Source,
+    /// The layer.
+    pub layer: usize,
+}
+
+impl Source for OneLayer<'_> {
+    fn path(&self) -> &Path {
+        self.original.path()
+    }
+
+    fn format_name(&self) -> &'static str {
+        self.original.format_name()
+    }
+
+    fn architecture(&self) -> &str {
+        self.original.architecture()
+    }
+
+    fn config(&self) -> &ModelConfig {
+        self.original.config()
+    }
+
+    fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
+        match role {
+            Role::Layer(layer, _) if layer == self.layer && is_projection(&role) => {
+                self.quantized.tensor(role)
+            }
+            _ => self.original.tensor(role),
+        }
+    }
+
+    fn unused_tensors(&self) -> Vec<String> {
+        self.original.unused_tensors()
+    }
+
+    /// None: predictions are compared by ids.
+    fn text(&self) -> Result<Option<TextParts>> {
+        Ok(None)
+    }
+}
