@@ -1,7 +1,6 @@
 //! `bitnet precision`: what a model's number formats cost and save, measured on the model.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, IsTerminal, Write, stderr};
 use std::path::PathBuf;
 
@@ -48,7 +47,7 @@ const LISTED_CHANGES: usize = 20;
     \"bf16\"}}. Components are embedding, head, dense_linear, weights (for these three), head_bounds, norm and kv_cache, formats \
     f32, f16, bf16, i8 and i4. \"layers\" and \"policies\" hold rules for layers by name and under conditions. \
     --optimize prints such a file.\n\n\
-    The error of dense weights is √(Σ difference² / Σ weight²), measured on up to a million weights of each matrix. \
+    The error of dense weights is √(Σ difference² / Σ weight²), measured on up to 262,144 weights of each matrix. \
     --optimize measures bytes, error and the time of a product of these in each format, and chooses one for each \
     matrix.\n\n\
     Examples:\n  \

@@ -190,7 +190,7 @@ impl ComponentPrecisionConfig {
 pub struct LayerPrecisionConfig {
     layer_type: LayerType,
     precision: BitNetDType,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     components: BTreeMap<ComponentType, BitNetDType>,
 }
 

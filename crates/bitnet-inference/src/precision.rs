@@ -8,7 +8,7 @@ use bitnet_core::mixed_precision::{
     ComponentType, LayerPrecisionConfig, LayerPrecisionSpec, LayerType, MixedPrecisionConfig, PolicyContext,
     PrecisionManager, PrecisionStrategy, memory_usage_percent,
 };
-use bitnet_core::{BitNetDType, BitNetTensor};
+use bitnet_core::{BitNetDType, BitNetTensor, Error as CoreError};
 use bitnet_quant::dense::DenseFormat;
 
 use crate::Result;
@@ -16,7 +16,7 @@ use crate::head::HeadMode;
 use crate::source::{Part, Proj, Role, Source, StoredData};
 
 /// Weights of a matrix that are looked at, at most: rows from all over it.
-const SAMPLE_WEIGHTS: usize = 1 << 20;
+const SAMPLE_WEIGHTS: usize = 1 << 18;
 
 /// What the tensors of a file are kept in.
 #[derive(Debug)]
@@ -119,11 +119,19 @@ impl PrecisionPlan {
             if component == ComponentType::Norm {
                 continue;
             }
-            let Some(stored) = source.tensor(role)? else { continue };
+            let Some((rows, cols)) = role.shape(source.config()) else { continue };
+            let stored = match source.tensor(role)? {
+                Some(stored) => stored,
+                None if role == Role::Head => continue,
+                None => {
+                    let name = format!("{}.weight", role.gguf_name());
+                    return Err(CoreError::MissingTensor { path: source.path().into(), name }.into());
+                }
+            };
+            stored.check_shape(rows, cols, source.path())?;
             is_tied &= role != Role::Head;
             let StoredData::Dense(format, bytes) = &stored.data else { continue };
             stored.check_dense_size(*format, bytes.len(), source.path())?;
-            let (rows, cols) = (stored.rows, stored.cols);
             let kept = precisions.format(role, rows * cols, *format)?;
             let Some(dtype) = BitNetDType::of_dense_format(kept) else { continue };
             let step = rows.div_ceil((SAMPLE_WEIGHTS / cols).max(1));

@@ -210,7 +210,9 @@ fn strategies_never_make_a_weight_larger() {
     let small = recipe(DenseFormat::Q4_0, DenseFormat::Q8_0);
     let (stored, _) = run(&small, MixedPrecisionConfig::default());
     let (balanced, _) = run(&small, MixedPrecisionConfig::balanced());
-    assert_eq!(balanced, stored);
+    // Norms stay what they are in the file, but where nobody says anything single precision is faster.
+    let halves = stored.norms / 2;
+    assert_eq!(balanced, ModelBytes { norms: halves, ..stored });
     let (aggressive, _) = run(&small, MixedPrecisionConfig::aggressive());
     assert_eq!((aggressive.embedding, aggressive.dense), (stored.embedding, stored.dense / 34 * 18));
     let asked = MixedPrecisionConfig::balanced().only_narrowing(false);
@@ -218,10 +220,8 @@ fn strategies_never_make_a_weight_larger() {
     // What is asked for by name is done.
     let asked = MixedPrecisionConfig::balanced().with_component(ComponentType::Embedding, BitNetDType::F16);
     assert_eq!(run(&small, asked).0.embedding, stored.embedding / 18 * 64);
-    // Norms in half precision stay what they are, but for what is faster where nobody says anything.
-    let halves = stored.norms / 2;
     assert_eq!(run(&small, MixedPrecisionConfig::conservative()).0.norms, halves);
-    assert_eq!((balanced.norms, aggressive.norms), (halves, halves));
+    assert_eq!(aggressive.norms, halves);
 }
 
 #[test]
