@@ -5,9 +5,10 @@ mod lines;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use bitnet_inference::{FinishReason, GenerateOptions, Message, Session};
+use bitnet_inference::{FinishReason, GenerateOptions, Message, SavedSession, Session};
 use clap::Args;
 
 use crate::generation::{GenerationArgs, Speed};
@@ -31,11 +32,16 @@ const EXCERPT_CHARS: usize = 40;
     Examples:\n  \
     bitnet chat\n  \
     bitnet chat --model model.gguf --system \"You answer in one sentence.\"\n  \
-    printf 'Tell me a story\\nAnother one\\n' | bitnet chat --temperature 0"
+    printf 'Tell me a story\\nAnother one\\n' | bitnet chat --temperature 0\n  \
+    bitnet chat --model model.gguf --session friend.session"
 )]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// Go on with the conversation in this file, if it is there, and keep it there after each answer, with all that was
+    /// computed.
+    #[arg(long = "session", value_name = "FILE")]
+    file: Option<PathBuf>,
     /// Print no notes and no seed on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -48,7 +54,8 @@ pub(crate) struct ChatArgs {
 }
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
-    let session_options = args.session.options()?;
+    let saved = args.file.as_deref().filter(|path| path.exists()).map(SavedSession::open).transpose()?;
+    let session_options = args.session.options_for(saved.as_ref())?;
     interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling());
@@ -59,7 +66,15 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         options: args.generation.options(sampling.options.clone()),
         quiet: args.quiet,
         last_speed: None,
+        file: args.file.clone(),
     };
+    if let Some(saved) = saved {
+        chat.session.load(&saved)?;
+        chat.messages = saved.messages().to_vec();
+        if !args.quiet {
+            say!("note: going on after {} messages", chat.messages.len());
+        }
+    }
     if let Some(system) = &args.generation.system {
         chat.set_system(system)?;
     }
@@ -74,7 +89,12 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     while let Some(message) = lines.next_message()? {
         match ChatCommand::parse(&message) {
             None if message.trim().is_empty() => {}
-            None => chat.answer(message)?,
+            None => {
+                chat.answer(message)?;
+                if let Err(e) = chat.keep() {
+                    say!("the conversation is not kept: {}", crate::message(&e));
+                }
+            }
             Some(Ok(ChatCommand::Exit)) => break,
             Some(command) => {
                 // A command that fails is no reason to lose the conversation, but a closed output ends it.
@@ -87,6 +107,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             }
         }
     }
+    chat.keep()?;
     finish_preparing(&model, args.quiet);
     Ok(())
 }
@@ -99,9 +120,16 @@ struct Chat {
     options: GenerateOptions,
     quiet: bool,
     last_speed: Option<Speed>,
+    /// Where the conversation is kept.
+    file: Option<PathBuf>,
 }
 
 impl Chat {
+    /// Writes the conversation to its file, if it has one.
+    fn keep(&self) -> anyhow::Result<()> {
+        Ok(self.file.iter().try_for_each(|path| self.session.save(path, None, &self.messages))?)
+    }
+
     /// Takes a message of the user and prints the answer as it comes.
     fn answer(&mut self, content: String) -> anyhow::Result<()> {
         self.messages.push(Message { role: "user".into(), content });

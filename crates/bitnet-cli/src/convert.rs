@@ -1,10 +1,10 @@
-//! `bitnet convert`: any readable model as a GGUF file, and what `bitnet synth` shares with it.
+//! `bitnet convert`: any readable model as a GGUF file or compressed as it is, and what `bitnet synth` shares with it.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bitnet_inference::convert::{self, ConvertOptions, WriteProgress};
+use bitnet_inference::convert::{self, CompressProgress, CompressReport, ConvertOptions, WriteProgress};
 use bitnet_inference::source;
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
@@ -14,14 +14,16 @@ use crate::interrupt;
 /// Less often than the eye can follow, and never for work that is done at once.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Convert any readable model to a GGUF file.
+/// Convert any readable model to a GGUF file, or make it smaller as it is.
 ///
 /// The result computes the same logits bit for bit where its format holds the scales, which is said otherwise. A model
 /// is never in memory as a whole. What GGUF cannot express is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   bitnet convert --input bitnet-b1.58-2B-4T --output 2b.gguf
-  bitnet convert --input 2b.gguf --type tq1_0 --embedding q8_0 --output 2b-small.gguf")]
+  bitnet convert --input 2b.gguf --type tq1_0 --embedding q8_0 --output 2b-small.gguf
+  bitnet convert --input bitnet-b1.58-2B-4T --compress --output 2b.bitnet
+  bitnet run --model 2b.bitnet --prompt \"Why is the sky blue?\"")]
 pub(crate) struct ConvertArgs {
     /// A GGUF file, a safetensors file, a model folder, or the ORG/NAME of a model in the local Hugging Face cache.
     #[arg(long, short, value_name = "MODEL")]
@@ -29,6 +31,10 @@ pub(crate) struct ConvertArgs {
     /// The file to write; it appears when it is complete.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// Keep every tensor as it is, with all files of the model in one, and code weights by how often their bytes occur: a
+    /// smaller file without loss, for disks and networks. It opens like the model; other programs do not read it.
+    #[arg(long, conflicts_with_all = ["layer_type", "embedding"])]
+    compress: bool,
     /// The format of the ternary layers.
     #[arg(long = "type", value_name = "TYPE", default_value = "i2_s")]
     layer_type: TernaryType,
@@ -43,6 +49,9 @@ pub(crate) struct ConvertArgs {
 /// Writes the model, and says on standard error what is not as in the input.
 pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     interrupt::install()?;
+    if args.compress {
+        return compress(args);
+    }
     let source = source::open(&args.input, args.i2s_layout)?;
     let options =
         ConvertOptions { format: args.layer_type.format(), embedding: args.embedding.map(DenseType::format) };
@@ -60,6 +69,20 @@ pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
             report.scale_error
         );
     }
+    Ok(())
+}
+
+fn compress(args: &ConvertArgs) -> anyhow::Result<()> {
+    // What does not open as a model is refused before it is made into something that does not open either.
+    source::open(&args.input, args.i2s_layout)?;
+    let mut line = ProgressLine::new("compressing");
+    let report = convert::compress(&args.input, &args.output, &mut |CompressProgress { done, total }| {
+        line.show(WriteProgress { done, total });
+    })?;
+    drop(line);
+    let CompressReport { before, after } = report;
+    let percent = after as f64 / before.max(1) as f64 * 100.0;
+    say!("{before} bytes became {after} ({percent:.1} %)");
     Ok(())
 }
 

@@ -111,7 +111,11 @@ impl Backend {
             Ok((kernels.name(), performance))
         };
         let backends = ExecutionBackend::ALL.into_iter();
-        Ok(backends.map(|backend| Backend { backend, measured: measure(backend) }).collect())
+        let backends = backends.map(|backend| Backend { backend, measured: measure(backend) }).collect();
+        if let Some(notice) = timings.notice() {
+            say!("note: {notice}");
+        }
+        Ok(backends)
     }
 
     fn to_json(&self) -> Value {

@@ -1,5 +1,7 @@
 //! What `bitnet run --profile` prints: operations with their time, bytes, and share of what memory can deliver.
 
+use std::time::Duration;
+
 use bitnet_core::device::probe_bytes;
 use bitnet_inference::{Operation, OperationTotals, Profile, Session};
 use bitnet_quant::limits::{ReadPattern, read_gb_s};
@@ -10,14 +12,21 @@ pub(crate) struct ProfileReport<'a> {
     profile: &'a Profile,
     /// Reading memory with the session's threads, measured when the report is made.
     peak_gb_s: f64,
+    /// The time of the run, in which all passes were, recorded or not.
+    run: Duration,
 }
 
 impl<'a> ProfileReport<'a> {
-    /// What `session` recorded, if it did.
-    pub(crate) fn of(session: &'a Session) -> Option<Self> {
+    /// What `session` recorded in the time of a run, if it did.
+    pub(crate) fn of(session: &'a Session, run: Duration) -> Option<Self> {
         let profile = session.profile()?;
         let (_, threads) = session.model().processor();
-        Some(ProfileReport { profile, peak_gb_s: read_gb_s(threads, probe_bytes(), &ReadPattern::ALL) })
+        Some(ProfileReport { profile, peak_gb_s: read_gb_s(threads, probe_bytes(), &ReadPattern::ALL), run })
+    }
+
+    /// What recording cost, as a share of the run.
+    fn cost(&self) -> f64 {
+        self.profile.cost().as_secs_f64() / self.run.as_secs_f64()
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -36,6 +45,11 @@ impl<'a> ProfileReport<'a> {
         };
         json!({
             "peak_gb_s": self.peak_gb_s,
+            "passes": self.profile.passes().1,
+            "recorded_passes": self.profile.passes().0,
+            "marks": self.profile.marks().0,
+            "mark_ns": self.profile.marks().1.as_nanos() as u64,
+            "cost_share": self.cost(),
             "prompt": phase(self.profile.prompts().collect()),
             "generation": phase(self.profile.generation().collect()),
         })
@@ -52,6 +66,12 @@ impl<'a> ProfileReport<'a> {
         lines.push(format!(
             "memory was measured to deliver {:.2} GB/s; what stays in caches may exceed that",
             self.peak_gb_s
+        ));
+        let ((recorded, passes), (marks, cost)) = (self.profile.passes(), self.profile.marks());
+        lines.push(format!(
+            "{recorded} of {passes} passes were recorded; {marks} looks at the clock of {} ns are {:.2} % of the run",
+            cost.as_nanos(),
+            100.0 * self.cost()
         ));
         lines
     }

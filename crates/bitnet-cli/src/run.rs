@@ -1,8 +1,10 @@
 //! `bitnet run`: one prompt, one answer; or a file of prompts, one answer for each line.
 
+mod keep;
 mod lines;
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use bitnet_core::tokenizer::Tokenizer;
@@ -16,6 +18,7 @@ use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::profile::ProfileReport;
 use crate::sampling::SamplingArgs;
 use crate::session::SessionArgs;
+use keep::KeepArgs;
 use lines::LinesArgs;
 
 /// Answer one prompt, or each line of a file.
@@ -25,7 +28,11 @@ use lines::LinesArgs;
     bitnet run --model model.gguf --prompt \"Why is the sky blue?\" --temperature 0.7 --seed 1\n  \
     bitnet run --raw --prompt \"Once upon a time\" --max-tokens 64\n  \
     echo \"Tell me a story\" | bitnet run --prompt - --json\n  \
-    bitnet run --model model.gguf --prompt-file prompts.txt --batch 16 --max-tokens 100 --json")]
+    bitnet run --model model.gguf --prompt-file prompts.txt --batch 16 --max-tokens 100 --json\n  \
+    bitnet run --prompt \"Tell me a story\" --max-tokens 40 --save-session story.session\n  \
+    bitnet run --load-session story.session\n  \
+    bitnet run --load-session story.session --prompt \"Tell me another one\"\n  \
+    bitnet run --prefix-cache prefixes --system \"$(cat manual.txt)\" --prompt \"How do I begin?\"")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -35,10 +42,12 @@ pub(crate) struct RunArgs {
         short,
         value_name = "TEXT",
         allow_hyphen_values = true,
-        required_unless_present = "prompt_file",
+        required_unless_present_any = ["prompt_file", "load_session"],
         conflicts_with = "prompt_file"
     )]
     prompt: Option<String>,
+    #[command(flatten)]
+    keep: KeepArgs,
     #[command(flatten)]
     lines: LinesArgs,
     /// Continue the prompt as it is: no chat format, no suggested sampling, only the continuation on the output.
@@ -51,7 +60,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", conflicts_with = "prompt_file")]
     logprobs: Option<usize>,
     /// Print where the time went: each operation with its calls, time, bytes, GB/s and share of what memory was measured to
-    /// deliver; on standard error, or as part of --json.
+    /// deliver, and what recording has cost; on standard error, or as part of --json. Of a small model, only as many passes
+    /// are recorded as take half a percent of the time.
     #[arg(long, conflicts_with = "prompt_file")]
     profile: bool,
     /// Print no notes, seed or speed on standard error.
@@ -66,30 +76,38 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    match &args.prompt {
-        Some(prompt) => run_prompt(args, prompt),
-        None => lines::run(args),
+    match (&args.prompt, args.keep.loads()) {
+        (None, false) => lines::run(args),
+        (prompt, _) => run_prompt(args, prompt.as_deref()),
     }
 }
 
-fn run_prompt(args: &RunArgs, prompt: &str) -> anyhow::Result<()> {
-    let session_options = args.session.options()?;
-    let prompt = text_or_stdin(prompt)?;
+fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
+    let saved = args.keep.open()?;
+    let session_options = args.session.options_for(saved.as_ref())?;
+    let prompt = prompt.map(text_or_stdin).transpose()?;
     interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
-    let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
     if !args.quiet {
         print_notices(&model);
     }
     let text = model.text()?;
-    let ids = if args.raw { text.encode(&prompt)? } else { chat_ids(text, prompt, args)? };
     let mut session = model.session(session_options)?;
+    let begun = args.keep.begin(saved, &mut session, prompt, args)?;
+    let sampling = match &begun.left {
+        Some(left) => args.sampling.go_on(&left.sampling),
+        None => args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw)),
+    };
     if args.profile {
         session.start_profile();
     }
+    let start = Instant::now();
     let options =
         GenerateOptions { logprobs: args.logprobs, ..args.generation.options(sampling.options.clone()) };
-    let mut answer = session.generate_from(&ids, &options)?;
+    let mut answer = match &begun.left {
+        Some(left) => session.resume(left, &options)?,
+        None => session.generate_from(&begun.ids, &options)?,
+    };
     if !args.quiet {
         sampling.print_seed();
     }
@@ -98,9 +116,12 @@ fn run_prompt(args: &RunArgs, prompt: &str) -> anyhow::Result<()> {
     let watch = Watch::start();
     let mut speed = Speed::start(&answer);
     let mut printer = Printer::new(args, &text.tokenizer);
+    let mut said = String::new();
     while let Some(piece) = answer.next() {
+        let piece = piece?;
         speed.count(&answer);
-        printer.piece(&piece?)?;
+        printer.piece(&piece)?;
+        said.push_str(&piece);
         while let Some(logprobs) = answer.take_logprobs() {
             printer.logprobs(&logprobs)?;
         }
@@ -109,14 +130,21 @@ fn run_prompt(args: &RunArgs, prompt: &str) -> anyhow::Result<()> {
         }
     }
     let ended = Ended::of(&answer);
+    let state = answer.state();
+    let time = start.elapsed();
     if args.profile {
-        session.record_timings(&mut args.model.timings());
+        let mut timings = args.model.timings();
+        session.record_timings(&mut timings);
+        if let Some(notice) = timings.notice().filter(|_| !args.quiet) {
+            say!("note: {notice}");
+        }
     }
-    let profile = ProfileReport::of(&session);
+    let profile = ProfileReport::of(&session, time);
     printer.end(&ended, sampling.seed(), profile.as_ref())?;
     if !args.quiet && io::stderr().is_terminal() {
         say!("{}", speed.line());
     }
+    args.keep.end(&session, begun, state.as_ref(), said)?;
     if ended.finish_reason.is_none() {
         bail!("interrupted");
     }

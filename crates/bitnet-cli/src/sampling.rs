@@ -70,23 +70,36 @@ impl SamplingArgs {
         let unnamed = if suggested.do_sample == Some(true) { 1.0 } else { 0.0 };
         let suggested_temperature = if samples { suggested.temperature.unwrap_or(unnamed) } else { 0.0 };
         let default = SamplingOptions::default();
-        let temperature = self.temperature.unwrap_or(suggested_temperature);
-        let drawn = self.seed.is_none() && temperature != 0.0;
-        let options = SamplingOptions {
-            temperature,
-            top_k: self.top_k.or(suggested.top_k.filter(|_| samples)).unwrap_or(default.top_k),
-            top_p: self.top_p.or(suggested.top_p.filter(|_| samples)).unwrap_or(default.top_p),
-            min_p: self.min_p.unwrap_or(default.min_p),
-            repetition_penalty: self
-                .repetition_penalty
-                .or(suggested.repetition_penalty)
-                .unwrap_or(default.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-            seed: self.seed.unwrap_or_else(|| if drawn { random_seed() } else { default.seed }),
+        let base = SamplingOptions {
+            temperature: suggested_temperature,
+            top_k: suggested.top_k.filter(|_| samples).unwrap_or(default.top_k),
+            top_p: suggested.top_p.filter(|_| samples).unwrap_or(default.top_p),
+            repetition_penalty: suggested.repetition_penalty.unwrap_or(default.repetition_penalty),
             ..default
         };
-        Sampling { options, drawn }
+        let options = self.instead_of(base);
+        let drawn = self.seed.is_none() && options.temperature != 0.0;
+        let seed = if drawn { random_seed() } else { options.seed };
+        Sampling { options: SamplingOptions { seed, ..options }, drawn }
+    }
+
+    /// The options of an answer that was left, as they were but for the flags that are given: its seed is known.
+    pub(crate) fn go_on(&self, left: &SamplingOptions) -> Sampling {
+        Sampling { options: self.instead_of(left.clone()), drawn: false }
+    }
+
+    fn instead_of(&self, base: SamplingOptions) -> SamplingOptions {
+        SamplingOptions {
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(base.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+            seed: self.seed.unwrap_or(base.seed),
+            ..base
+        }
     }
 }
 

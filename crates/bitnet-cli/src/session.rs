@@ -2,7 +2,7 @@
 
 use bitnet_core::BitNetDType;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
-use bitnet_inference::{HeadMode, SessionOptions};
+use bitnet_inference::{HeadMode, SavedSession, SessionOptions};
 use clap::{Args, ValueEnum};
 
 use crate::values;
@@ -71,6 +71,16 @@ impl SessionArgs {
             chunk: self.chunk,
             precision: KvFormat::asked(self.kv),
         })
+    }
+
+    /// The options of a session that is to go on from `saved`: keys and values are kept as they are there.
+    pub(crate) fn options_for(&self, saved: Option<&SavedSession>) -> anyhow::Result<SessionOptions> {
+        let mut options = self.options()?;
+        if let (Some(saved), None) = (saved, self.kv) {
+            let kv = MixedPrecisionConfig::default().with_component(ComponentType::KvCache, saved.kv_dtype());
+            options.precision = kv;
+        }
+        Ok(options)
     }
 }
 

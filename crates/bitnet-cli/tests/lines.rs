@@ -70,16 +70,24 @@ fn prompts_come_from_standard_input_too() {
 fn a_line_that_is_too_long_is_refused_or_cut() {
     let folder = tempfile::tempdir().unwrap();
     let long = "one two three four five six seven eight nine ten eleven twelve";
-    let path = file(&folder, &["Tom", long]);
+    let path = file(&folder, &["Tom", long, "The fox"]);
     let path = path.to_str().unwrap();
     let args = ["run", "--raw", "--prompt-file", path, "--context", "12", "--max-tokens", "4"];
-    let refused = call(&args);
-    assert_eq!((refused.status, refused.stdout.as_str()), (1, ""));
-    assert!(
-        refused.stderr.contains("prompts.txt: line 2: ") && refused.stderr.contains("--context"),
-        "{}",
-        refused.stderr
-    );
+    // The other lines have the answers that they have without it.
+    let refused = call(&[&args[..], &["--quiet"]].concat());
+    let alone = |prompt: &str| {
+        let one = ["run", "--raw", "--json", "--prompt", prompt, "--context", "12", "--max-tokens", "4"];
+        json(&quiet_success(&one))["text"].as_str().unwrap().replace('\n', "\\n")
+    };
+    let want = format!("{}\n\n{}\n", alone("Tom"), alone("The fox"));
+    assert_eq!((refused.status, refused.stdout), (1, want));
+    let said: Vec<&str> = refused.stderr.lines().collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("prompts.txt: line 2: ") && said[0].contains("--context"), "{said:?}");
+    assert_eq!(said[1], "bitnet: error: 1 of 3 lines have no answer");
+    let objects = call(&[&args[..], &["--quiet", "--json"]].concat());
+    let second = json(objects.stdout.lines().nth(1).unwrap());
+    assert!(second["error"].as_str().unwrap().contains("do not fit"), "{second}");
     let tokens = |side| {
         let output = quiet_success(&[&args[..], &["--json", "--truncate", side]].concat());
         let cut = json(output.lines().nth(1).unwrap());

@@ -14,6 +14,7 @@ mod logits;
 mod models;
 mod precision;
 mod run;
+mod sessions;
 mod tokenize;
 
 use std::io::Write;

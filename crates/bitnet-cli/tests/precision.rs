@@ -77,10 +77,63 @@ fn a_policy_is_measured_on_a_given_text() {
     assert_eq!(call(&["precision", "--tokens", "9", "--text", &text]).status, 2);
 }
 
+/// What is found is measured on the model, and can be given back as a policy.
+#[test]
+fn formats_are_optimised_for_a_purpose() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, measured) = strategies(&["--tokens", "24", "--optimize", "memory"]);
+    let [reference, best] = &measured[..] else { panic!("{measured:?}") };
+    assert_eq!((&reference["name"], &best["name"]), (&"conservative".into(), &"optimized for memory".into()));
+    // The embedding, which is the head, in nibbles; what is not ternary is nothing else but norms.
+    assert_eq!((&best["bytes"]["embedding"], &best["bytes"]["head"]), (&(2048 * 144).into(), &0.into()));
+    assert_eq!(best["changes"][0]["to"], "i4");
+    assert!(number(best, "weights_saved") > 0.85 && number(best, "weights_error") > 0.01, "{best}");
+    assert_eq!((number(reference, "weights_saved"), number(reference, "weights_error")), (0.5, 0.0));
+    let policy = folder.path().join("policy.json");
+    std::fs::write(&policy, best["policy"].to_string()).unwrap();
+    let (_, again) = strategies(&["--tokens", "24", "--policy", policy.to_str().unwrap()]);
+    for key in ["bytes", "kl_divergence", "perplexity", "weights_error"] {
+        assert_eq!(again[1][key], best[key], "{key}");
+    }
+    // Nothing is as accurate as what the file has.
+    let (_, accurate) = strategies(&["--tokens", "24", "--optimize", "accuracy"]);
+    assert_eq!(
+        (&accurate[1]["changes"], &accurate[1]["policy"]["layers"]),
+        (&Value::Array(Vec::new()), &serde_json::json!({}))
+    );
+    assert_eq!(accurate[1]["bytes"]["embedding"], reference["bytes"]["embedding"]);
+}
+
+/// Too much is asked of four bits, and of eight: the formats rise until the choices are the same, or the file's own.
+#[test]
+fn formats_follow_the_accuracy_that_was_measured() {
+    let flags = ["--tokens", "100", "--optimize", "memory", "--min-accuracy"];
+    let with = |percent| strategies(&[&flags[..], &[percent]].concat()).1.remove(1);
+    let (any, all) = (with("0"), with("100"));
+    assert_eq!(any["changes"].as_array().unwrap().len(), 1);
+    let raised = all["changes"].as_array().unwrap();
+    if number(&any, "same_choice") < 1.0 {
+        assert_eq!((&raised[1]["from"], &raised[1]["to"]), (&"i4".into(), &"i8".into()));
+        assert!(raised[1]["reason"].as_str().unwrap().contains("less than 100 %"), "{all}");
+        assert!(number(&all, "kl_divergence") < number(&any, "kl_divergence"));
+    }
+    for wrong in [
+        &["--optimize", "size"][..],
+        &["--min-accuracy", "90"],
+        &["--optimize", "memory", "--min-accuracy", "101"],
+    ] {
+        assert_eq!(call(&[&["precision"], wrong].concat()).status, 2, "{wrong:?}");
+    }
+}
+
 #[test]
 fn people_see_memory_speed_and_accuracy() {
     let text = quiet_success(&["precision", "--policy", "balanced", "--tokens", "8"]);
-    for word in ["conservative", "balanced", "memory", "speed", "accuracy", "a generated text"] {
+    for word in ["conservative", "balanced", "memory", "speed", "accuracy", "weights", "a generated text"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let text = quiet_success(&["precision", "--optimize", "balanced", "--tokens", "8"]);
+    for word in ["optimized for balanced", "change ", "policy    {\"only_narrow\":true"] {
         assert!(text.contains(word), "{text}");
     }
 }

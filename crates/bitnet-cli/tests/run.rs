@@ -128,8 +128,10 @@ fn a_profile_has_the_bytes_of_what_was_computed_and_changes_no_token() {
             .unwrap_or_else(|| panic!("no {name} in {profile}"))
             .clone()
     };
-    // A short prompt, whose last token's logits give the first token, and seven more passes; 8 layers.
-    let passes = 8;
+    // A short prompt, whose last token's logits give the first token, and seven more passes, of which those count that were
+    // recorded: the first, and as many as cost little; 8 layers.
+    assert_eq!(profile["passes"], 8);
+    let passes = profile["recorded_passes"].as_u64().unwrap();
     let calls = |name: &str| of(name)["calls"].as_u64().unwrap();
     assert_eq!(
         [calls("embedding"), calls("down_proj"), calls("norm")],
@@ -137,6 +139,15 @@ fn a_profile_has_the_bytes_of_what_was_computed_and_changes_no_token() {
     );
     let tokens = object["prompt_tokens"].as_u64().unwrap() + passes - 1;
     assert_eq!(of("residual")["bytes"], tokens * 8 * 2 * 3 * 256 * 4);
+    // What recording costs is measured, too.
+    let number = |key: &str| profile[key].as_f64().unwrap();
+    assert!(number("marks") > 0.0 && number("mark_ns") > 0.0, "{profile}");
+    assert!((1.0..=number("passes")).contains(&number("recorded_passes")), "{profile}");
+    let share = number("marks") * number("mark_ns") / 1e9;
+    assert!(
+        number("cost_share") > 0.0 && number("cost_share") < share / 1e-3,
+        "of a run of more than a millisecond"
+    );
     for operation in profile["generation"].as_array().unwrap() {
         let number = |key: &str| operation[key].as_f64().unwrap();
         let rate = number("bytes") / number("time_s") / 1e9;

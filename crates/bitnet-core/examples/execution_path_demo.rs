@@ -23,7 +23,7 @@ fn main() -> Result<(), bitnet_core::Error> {
     let threads = Threads::new(1);
     let mut timings = Timings::read(None);
     let context = OperationContext::bitlinear(1, 2560, 2560);
-    println!("\na ternary product, {:.1} operations a byte", context.arithmetic_intensity());
+    println!("\na ternary product: {} operations, {} bytes", context.ops, context.bytes);
     for name in Strategy::NAMES {
         let advice = recommend(&context, &name.parse().unwrap_or_default(), &threads, &mut timings);
         println!("by {name}: {}, because of {}", advice.backend, advice.reason);

@@ -135,6 +135,27 @@ impl CpuCapabilities {
             available_bytes: system::available_bytes(),
         }
     }
+
+    /// What measurements on this processor hold for: its model and revision, what it can run, its cache and the number of
+    /// its threads. Another machine of the same name may have others.
+    pub fn identity(&self) -> String {
+        let CpuCapabilities { name, n_threads, n_cores, kernels, cache_bytes, .. } = self;
+        let known = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        format!(
+            "{} ({}); {n_threads} threads of {} cores; {} bytes of cache; {}",
+            name.as_deref().unwrap_or(std::env::consts::ARCH),
+            system::processor_revision().unwrap_or_default(),
+            known(n_cores.map(|n| n as u64)),
+            known(*cache_bytes),
+            kernels.join(" ")
+        )
+    }
+}
+
+/// Main memory that is in use, or what the control group allows of it, in percent, where the system tells it.
+pub fn memory_usage_percent() -> Option<f64> {
+    let all = system::memory_bytes().filter(|bytes| *bytes > 0)?;
+    Some(100.0 * (1.0 - system::available_bytes()? as f64 / all as f64))
 }
 
 /// Memory that measurements of reading take: a GiB, or half of what is free where that is less.
@@ -181,6 +202,20 @@ mod tests {
             let (memory, free) = (cpu.memory_bytes.unwrap(), cpu.available_bytes.unwrap());
             assert!(memory > 1 << 20 && free <= memory && probe_bytes() as u64 <= free.max(1));
             assert!(cpu.n_cores.is_none_or(|cores| (1..=cpu.n_threads).contains(&cores)));
+            assert!((0.0..=100.0).contains(&memory_usage_percent().unwrap()));
         }
+    }
+
+    #[test]
+    fn machines_of_one_name_are_told_apart() {
+        let this = CpuCapabilities::detect();
+        let mut others = vec![this.clone(); 4];
+        others[0].n_threads += 1;
+        others[1].n_cores = Some(1 + this.n_cores.unwrap_or(0));
+        others[2].cache_bytes = Some(1);
+        others[3].kernels.push("another");
+        assert!(others.iter().all(|other| other.identity() != this.identity()));
+        // Memory in use is no property of the machine.
+        assert_eq!(CpuCapabilities { available_bytes: None, ..this.clone() }.identity(), this.identity());
     }
 }

@@ -258,6 +258,19 @@ pub enum Error {
         /// The formats that it can have; none where there is no such component.
         supported: &'static [crate::BitNetDType],
     },
+    /// A policy asks for what the engine does not know when it decides about precisions.
+    #[error(
+        "the rule `{rule}` of the policy `{policy}` has a condition on {condition}, of which the engine knows nothing when \
+         it decides; use memory_usage, parameter_count, layer_type, layer_name or another component"
+    )]
+    PolicyCondition {
+        /// The policy.
+        policy: String,
+        /// Its rule.
+        rule: String,
+        /// What the condition is about.
+        condition: String,
+    },
     /// Memory beyond a pool's cap, or beyond what the system gives.
     #[error(
         "cannot allocate {requested} bytes: {reason}; ask for less (a shorter --context, for one), or raise the limit"
@@ -490,6 +503,7 @@ mod tests {
             Error::BadMatrix { operation: "solve", wanted: "regular" },
             Error::ByteLength { shape: vec![1], dtype: BitNetDType::F32, want: 4, got: 3 },
             Error::Precision { component: ComponentType::Bias, precision: BitNetDType::I4, supported: &[] },
+            Error::PolicyCondition { policy: text(), rule: text(), condition: text() },
             Error::OutOfMemory { requested: 1, reason: "the pool's cap would be exceeded" },
             Error::PoolConfig { field: "max_large_pool_size", must: "more than 0" },
             Error::ForeignHandle,
@@ -534,6 +548,7 @@ mod tests {
                 | Error::BadMatrix { .. }
                 | Error::ByteLength { .. }
                 | Error::Precision { .. }
+                | Error::PolicyCondition { .. }
                 | Error::OutOfMemory { .. }
                 | Error::PoolConfig { .. }
                 | Error::ForeignHandle

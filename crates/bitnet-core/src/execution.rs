@@ -158,11 +158,6 @@ impl OperationContext {
         }
     }
 
-    /// Operations a byte: below what a backend does in the time of a byte, memory decides, and above it instructions.
-    pub fn arithmetic_intensity(&self) -> f64 {
-        if self.bytes == 0 { 0.0 } else { self.ops as f64 / self.bytes as f64 }
-    }
-
     /// The backends that have code for it and can be used here, the one of the highest priority first.
     pub fn backends(&self) -> Vec<ExecutionBackend> {
         match TEXT_OPERATIONS.contains(&self.operation.as_str()) {
@@ -380,13 +375,5 @@ mod tests {
         for unusable in [None, Some(ExecutionBackend::Cuda)] {
             assert_eq!(with(unusable).backend, get_preferred_backend(), "{unusable:?}");
         }
-    }
-
-    #[test]
-    fn intensity_is_operations_a_byte() {
-        let vector = OperationContext::bitlinear(1, 2560, 2560);
-        let matrix = OperationContext::bitlinear(512, 2560, 2560);
-        assert!(vector.arithmetic_intensity() < 8.0 && matrix.arithmetic_intensity() > 100.0);
-        assert_eq!(OperationContext::named("io").arithmetic_intensity(), 0.0);
     }
 }

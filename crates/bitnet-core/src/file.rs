@@ -4,6 +4,7 @@
 //! constant, allocate nothing larger than the file justifies, and name the path, the offset and the rule broken.
 
 mod cache;
+pub mod compressed;
 mod folder;
 pub mod gguf;
 mod hub;

@@ -674,6 +674,21 @@ pub struct Buffer<T> {
     element: std::marker::PhantomData<T>,
 }
 
+impl<T: Pod> Buffer<T> {
+    /// Gives the memory of the elements from `first` on back to the system until they are written again: for buffers that
+    /// are rarely used as a whole. What these elements are then is not specified.
+    pub fn release(&mut self, first: usize) {
+        region::release(self.handle.as_mut_slice().get_mut(first * size_of::<T>()..).unwrap_or_default());
+    }
+
+    /// Asks the system for large pages where the elements from `first` on were not written yet: worth it where they will
+    /// all be written, and read many times. Without effect where the system has none.
+    pub fn prefer_large_pages(&mut self, first: usize) {
+        let bytes = self.handle.as_slice();
+        region::prefer_large_pages(bytes.get(first * size_of::<T>()..).unwrap_or_default());
+    }
+}
+
 impl<T: Pod> std::ops::Deref for Buffer<T> {
     type Target = [T];
 

@@ -12,17 +12,19 @@ mod policy;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bitnet_quant::dense::DenseFormat;
 use serde::{Deserialize, Serialize};
 
 pub use crate::conversion::{ConversionConfig, ConversionStrategy};
-pub use converter::{ConversionError, PrecisionConverter};
+pub use crate::device::memory_usage_percent;
+pub use converter::PrecisionConverter;
 pub use planning::{
     LayerPrecisionSpec, OptimizationObjective, PrecisionAnalysis, PrecisionChange, PrecisionManager,
     TensorAnalysis,
 };
 pub use policy::{
     ConditionOperator, ConditionType, ConditionValue, PolicyAction, PolicyCondition, PolicyContext,
-    PolicyEngine, PolicyRule, PrecisionPolicy, memory_usage_percent,
+    PolicyEngine, PolicyRule, PrecisionPolicy,
 };
 
 use crate::BitNetDType;
@@ -99,6 +101,17 @@ impl ComponentType {
             ComponentType::Bias | ComponentType::Gradients => &[],
             component => component.formats(),
         }
+    }
+
+    /// Whether the engine never decides about it.
+    fn is_beyond_engine(self) -> bool {
+        matches!(self, ComponentType::Activations | ComponentType::AttentionScores)
+            || self.engine_formats().is_empty()
+    }
+
+    /// Whether it is part of what a file holds.
+    const fn is_weight(self) -> bool {
+        matches!(self, ComponentType::Weights | ComponentType::Norm) || self.general().is_some()
     }
 
     /// What is said for this component where nothing is said for itself.
@@ -195,11 +208,9 @@ impl LayerPrecisionConfig {
 
     fn precision_of(&self, component: ComponentType) -> Option<BitNetDType> {
         let own = |component| self.components.get(&component).copied();
-        let is_weight = matches!(component, ComponentType::Weights | ComponentType::Norm)
-            || component.general().is_some();
         own(component)
             .or_else(|| component.general().and_then(own))
-            .or_else(|| is_weight.then_some(self.precision))
+            .or_else(|| component.is_weight().then_some(self.precision))
     }
 }
 
@@ -230,12 +241,16 @@ impl PrecisionStrategy {
     }
 }
 
-/// What the user asks for. What it does not name stays as the file has it, but that norms are kept in single precision
-/// and keys and values in half.
+/// What the user asks for. What it does not name stays as the file has it, but that keys and values are kept in half
+/// precision, and without a strategy norms in single, which are computed with a little faster.
 #[derive(Debug, Clone, Default)]
 pub struct MixedPrecisionConfig {
     strategy: PrecisionStrategy,
-    only_narrow: bool,
+    /// Where absent, what the strategy says only narrows, and what the user says is done.
+    only_narrow: Option<bool>,
+    /// What the strategy says.
+    defaults: BTreeMap<ComponentType, BitNetDType>,
+    /// What the user says for components.
     components: BTreeMap<ComponentType, BitNetDType>,
     layers: BTreeMap<String, LayerPrecisionConfig>,
     policies: PolicyEngine,
@@ -260,7 +275,7 @@ impl MixedPrecisionConfig {
         Self::of_strategy(PrecisionStrategy::Aggressive)
     }
 
-    /// The configuration of a strategy. None of them makes a matrix larger than it is in the file.
+    /// The configuration of a strategy. By itself, none of them converts weights that would not become smaller.
     pub fn of_strategy(strategy: PrecisionStrategy) -> Self {
         let components: &[(ComponentType, BitNetDType)] = match strategy {
             PrecisionStrategy::Conservative => &[(ComponentType::KvCache, F32)],
@@ -273,12 +288,7 @@ impl MixedPrecisionConfig {
             ],
             PrecisionStrategy::Custom => &[],
         };
-        MixedPrecisionConfig {
-            strategy,
-            only_narrow: strategy != PrecisionStrategy::Custom,
-            components: components.iter().copied().collect(),
-            ..Self::default()
-        }
+        MixedPrecisionConfig { strategy, defaults: components.iter().copied().collect(), ..Self::default() }
     }
 
     /// Sets the format of one component.
@@ -308,9 +318,10 @@ impl MixedPrecisionConfig {
         self
     }
 
-    /// Leaves weights as the file has them wherever the format asked for takes more bytes.
+    /// Leaves weights as the file has them wherever the format asked for takes no fewer bytes, whoever asks for it; or
+    /// nowhere, not even where a strategy asks.
     pub fn only_narrowing(mut self, only_narrow: bool) -> Self {
-        self.only_narrow = only_narrow;
+        self.only_narrow = Some(only_narrow);
         self
     }
 
@@ -324,27 +335,27 @@ impl MixedPrecisionConfig {
         self.strategy
     }
 
-    /// Whether weights stay as the file has them where the format asked for takes more bytes.
-    pub fn narrows_only(&self) -> bool {
-        self.only_narrow
-    }
-
-    /// What is said for `component` of a layer, but for policies.
+    /// What is said for `component` of a layer, which the file has as `stored`, but for policies.
     fn precision_of(
         &self,
         layer: &str,
         layer_type: LayerType,
         component: ComponentType,
+        stored: Option<DenseFormat>,
     ) -> Option<BitNetDType> {
         let concerns = |(name, config): &(&String, &LayerPrecisionConfig)| {
             config.layer_type.covers(layer_type) && matches_name(name, layer)
         };
         let of_layer = self.layers.iter().filter(concerns).max_by_key(|(name, _)| name.len());
-        let general = |component| self.components.get(&component).copied();
-        of_layer
-            .and_then(|(_, config)| config.precision_of(component))
-            .or_else(|| general(component))
-            .or_else(|| component.general().and_then(general))
+        let own = |said: &BTreeMap<_, _>, component| said.get(&component).copied();
+        let said = |said| own(said, component).or_else(|| own(said, component.general()?));
+        let asked = of_layer.and_then(|(_, config)| config.precision_of(component));
+        let asked = asked.or_else(|| said(&self.components));
+        let only_narrow = self.only_narrow.unwrap_or(asked.is_none()) && component.is_weight();
+        let precision = asked.or_else(|| said(&self.defaults))?;
+        let bits = |format: Option<DenseFormat>| format.map_or(0.0, DenseFormat::bits_per_weight);
+        let shrinks = || stored.is_none() || bits(precision.dense_format()) < bits(stored);
+        (!only_narrow || shrinks()).then_some(precision)
     }
 
     /// Every format that is asked for anywhere.
@@ -358,7 +369,8 @@ impl MixedPrecisionConfig {
             };
             layer.components.iter().map(|(c, p)| (*c, *p)).chain([(all, layer.precision)])
         });
-        self.components.iter().map(|(c, p)| (*c, *p)).chain(of_layers).collect()
+        let of_components = self.defaults.iter().chain(&self.components);
+        of_components.map(|(c, p)| (*c, *p)).chain(of_layers).collect()
     }
 }
 

@@ -5,14 +5,24 @@ use std::time::Instant;
 
 use bitnet_core::device::{Device, DeviceReport, probe_bytes};
 
+/// Sums that are independent of each other: enough that additions wait for memory, and not for one another.
+const SUMS: usize = 64;
+
 /// A sum over memory, each thread its own part: the best of several passes, in 10^9 bytes per second.
 fn stream_read_gb_s(bytes: usize, n_threads: usize) -> f64 {
     let memory = vec![1u64; bytes / 8];
     let part = memory.len().div_ceil(n_threads);
+    let sum = |part: &[u64]| {
+        let mut sums = [0u64; SUMS];
+        for chunk in part.chunks_exact(SUMS) {
+            sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
+        }
+        black_box(sums);
+    };
     let pass = || {
         std::thread::scope(|scope| {
             for part in memory.chunks(part) {
-                scope.spawn(|| black_box(part.iter().fold(0u64, |sum, x| sum.wrapping_add(*x))));
+                scope.spawn(|| sum(part));
             }
         });
     };
@@ -24,18 +34,17 @@ fn stream_read_gb_s(bytes: usize, n_threads: usize) -> f64 {
     bytes as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-/// A plain loop may be slower than memory, for want of wide loads, but what was measured as the limit may not be: it is no
-/// more than a tenth below the loop. `cargo test -p bitnet-core --release -- --ignored stream --nocapture`
+/// The best of each, in turns, because other programs can only make either slower: no further apart than a tenth.
+/// `cargo test -p bitnet-core --release --test integration_test -- --ignored stream --nocapture`
 #[test]
 #[ignore = "other programs on the machine would decide it"]
-fn the_measured_bandwidth_is_not_below_that_of_a_stream() {
+fn the_measured_bandwidth_is_that_of_a_stream() {
     let n_threads = std::thread::available_parallelism().unwrap().get();
-    let ratios = (0..3).map(|_| {
-        let ours = DeviceReport::measure(Device::Cpu).limits.unwrap().read_gb_s;
-        let theirs = stream_read_gb_s(probe_bytes(), n_threads);
+    let (mut ours, mut theirs) = (0.0f64, 0.0f64);
+    for _ in 0..4 {
+        ours = ours.max(DeviceReport::measure(Device::Cpu).limits.unwrap().read_gb_s);
+        theirs = theirs.max(stream_read_gb_s(probe_bytes(), n_threads));
         println!("measured {ours:.2} GB/s, a plain loop {theirs:.2} GB/s, ratio {:.3}", ours / theirs);
-        ours / theirs
-    });
-    let best = ratios.fold(0.0, f64::max);
-    assert!(best >= 0.9, "{best}");
+    }
+    assert!((0.9..=1.1).contains(&(ours / theirs)), "{ours} {theirs}");
 }

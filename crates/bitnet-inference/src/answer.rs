@@ -49,6 +49,11 @@ impl Progress {
         })
     }
 
+    /// Takes note of a token whose text was given out before: what follows may finish a character that it begins.
+    pub(crate) fn follow(&mut self, token: u32) -> Result<()> {
+        self.text.decoder.push(token).map(drop).map_err(Into::into)
+    }
+
     /// Why the answer ended; `None` while it has not.
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
         self.finished

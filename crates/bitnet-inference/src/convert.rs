@@ -1,7 +1,8 @@
-//! Any readable model as a GGUF file that this engine and others read.
+//! Any readable model as a GGUF file that this engine and others read, or as it is, only smaller.
 //!
 //! A tensor is read and written row by row: the model is never in memory, and the file appears when it is complete.
 
+mod compress;
 pub(crate) mod metadata;
 pub(crate) mod output;
 mod tensors;
@@ -15,6 +16,8 @@ use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::packing::TernaryFormat;
 
+pub use bitnet_core::file::compressed::{CompressProgress, CompressReport};
+pub use compress::compress;
 pub use output::WriteProgress;
 
 use crate::source::Source;

@@ -71,6 +71,14 @@ pub enum Error {
         /// Rows that there are.
         rows: usize,
     },
+    /// A saved session is not what can be loaded here.
+    #[error("{}: {mismatch}", .path.display())]
+    SavedSession {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        mismatch: Mismatch,
+    },
     /// An option has a value that makes no sense.
     #[error("{option} must be {must}")]
     BadOption {
@@ -86,6 +94,47 @@ pub enum Error {
         part: &'static str,
         /// What the user can do instead.
         hint: &'static str,
+    },
+}
+
+/// Why a saved session cannot be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Mismatch {
+    /// The file is something else.
+    #[error("not a saved session; give a file that was written as one")]
+    NoSession,
+    /// The file is of another version of the format.
+    #[error(
+        "a session of format version {found}, where this program reads {known}; give it to a program that does, or save the \
+         session again"
+    )]
+    Version {
+        /// The file's version.
+        found: String,
+        /// The version that is read here.
+        known: &'static str,
+    },
+    /// Keys and values mean something to the weights that computed them, and to no others.
+    #[error(
+        "a session of another model, or of one with other precisions; give the model that it was saved with"
+    )]
+    Model,
+    /// Keys and values are stored in another way.
+    #[error(
+        "its keys and values are {saved}, those of the session {session}; give the session the same precision"
+    )]
+    KvFormat {
+        /// In the file.
+        saved: &'static str,
+        /// In the session.
+        session: &'static str,
+    },
+    /// The bytes are not those that were written.
+    #[error("altered since it was saved: {what}; get the file again, or do without it")]
+    Altered {
+        /// What does not fit.
+        what: String,
     },
 }
 
@@ -109,6 +158,7 @@ mod tests {
             Error::TokenOutOfRange { id: 1, vocab_size: 1 },
             Error::EmptyPrompt,
             Error::BatchFull { rows: 1 },
+            Error::SavedSession { path: "s".into(), mismatch: Mismatch::Model },
             Error::BadOption { option: "the context", must: "at least 1" },
             Error::MissingPart { part: "tokenizer", hint: "put tokenizer.json beside the weights" },
         ];
@@ -122,6 +172,7 @@ mod tests {
                 | Error::TokenOutOfRange { .. }
                 | Error::EmptyPrompt
                 | Error::BatchFull { .. }
+                | Error::SavedSession { .. }
                 | Error::BadOption { .. }
                 | Error::MissingPart { .. } => {}
             }
@@ -133,7 +184,15 @@ mod tests {
     #[test]
     fn every_message_says_what_to_do_next() {
         let starts = ["ask", "convert", "get", "give", "put", "try", "use"];
-        for error in one_of_each() {
+        let mismatches = [
+            Mismatch::NoSession,
+            Mismatch::Version { found: "9".into(), known: "1" },
+            Mismatch::KvFormat { saved: "f32", session: "f16" },
+            Mismatch::Altered { what: "x".into() },
+        ];
+        let mismatches =
+            mismatches.map(|mismatch| Error::SavedSession { path: "s".into(), mismatch }).into_iter();
+        for error in one_of_each().into_iter().chain(mismatches) {
             let message = error.to_string();
             let advice = message.rsplit("; ").next().filter(|advice| *advice != message);
             let says = advice.is_some_and(|advice| starts.iter().any(|start| advice.starts_with(start)));

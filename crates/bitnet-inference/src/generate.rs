@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bitnet_core::tokenizer::Message;
+use serde::{Deserialize, Serialize};
 
 use crate::answer::{FinishReason, Progress};
 use crate::draft::Drafter;
@@ -60,9 +61,38 @@ impl Session {
         let shared = prompt.iter().zip(self.tokens()).take_while(|(a, b)| a == b).count();
         // The last token of the prompt is always computed: its logits are needed.
         self.truncate(shared.min(prompt.len() - 1));
-        let progress = Progress::new(self.model(), prompt.len(), self.max_seq_len(), options)?;
+        let pending = prompt[self.tokens().len()..].to_vec();
+        self.generation(pending, prompt.len(), options)
+    }
+
+    /// Goes on with an answer where it was left, in a session that has the tokens it had then. The tokens are those that
+    /// the answer would have had without the break, as long as `options` sample as `answer` does; [`Generation::prompt_len`]
+    /// counts all that there were.
+    pub fn resume(&mut self, answer: &AnswerState, options: &GenerateOptions) -> Result<Generation<'_>> {
+        if answer.pending.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if answer.pending.len() > self.max_seq_len() - self.tokens().len() {
+            return Err(Error::ContextFull { max_seq_len: self.max_seq_len() });
+        }
+        self.generation(answer.pending.clone(), answer.prompt_len, options)
+    }
+
+    /// An answer whose tokens from `generated_from` on count as generated.
+    fn generation(
+        &mut self,
+        pending: Vec<u32>,
+        generated_from: usize,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>> {
+        let n_tokens = self.tokens().len() + pending.len();
+        let mut progress = Progress::new(self.model(), n_tokens, self.max_seq_len(), options)?;
+        for token in self.tokens().iter().chain(&pending).skip(generated_from) {
+            progress.follow(*token)?;
+        }
         Ok(Generation {
-            pending: prompt[self.tokens().len()..].to_vec(),
+            pending,
+            generated_from,
             progress,
             options: options.clone(),
             sampler: self.model().sampler(&options.sampling)?,
@@ -75,6 +105,18 @@ impl Session {
     }
 }
 
+/// Where an answer stands, beside the session's tokens: what it takes to go on with it later ([`Session::resume`]).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerState {
+    /// Tokens of the prompt; those behind them were generated.
+    pub prompt_len: usize,
+    /// Tokens that were given or chosen, and not computed yet.
+    pub pending: Vec<u32>,
+    /// How tokens are chosen. A draw depends on the seed, the position and nothing else, so that this is all its state.
+    pub sampling: SamplingOptions,
+}
+
 /// An answer in the making: an iterator over pieces of text, some of which may be empty.
 ///
 /// The prompt is computed when the first pieces are asked for, a chunk at a time.
@@ -83,6 +125,8 @@ pub struct Generation<'s> {
     session: &'s mut Session,
     /// Tokens to be computed before the next can be chosen.
     pending: Vec<u32>,
+    /// Tokens from here on count as generated.
+    generated_from: usize,
     progress: Progress,
     options: GenerateOptions,
     sampler: Sampler,
@@ -116,6 +160,13 @@ impl Generation<'_> {
         self.pending.len()
     }
 
+    /// What it takes to go on with the answer later; `None` when the model has ended its turn, so that nothing follows.
+    pub fn state(&self) -> Option<AnswerState> {
+        let (prompt_len, pending) = (self.generated_from, self.pending.clone());
+        let state = AnswerState { prompt_len, pending, sampling: self.options.sampling.clone() };
+        (!self.pending.is_empty()).then_some(state)
+    }
+
     /// Log-probabilities of the next token that they were not taken of yet.
     pub fn take_logprobs(&mut self) -> Option<TokenLogprobs> {
         self.logprobs.pop_front()
@@ -132,7 +183,7 @@ impl Generation<'_> {
                 self.session.forward(&self.pending)?;
                 let (logits, tokens) = self.session.logits_and_tokens();
                 let known = &logits[..self.sampler.vocab_size()];
-                let (from, position) = (self.progress.prompt_len(), self.progress.position());
+                let (from, position) = (self.generated_from, self.progress.position());
                 let token = self.sampler.sample(known, tokens, from, position);
                 self.logprobs.push_back(token_logprobs(logits, token, n));
                 token
@@ -155,9 +206,9 @@ impl Generation<'_> {
         if let Some(error) = self.error.take() {
             return Err(error);
         }
-        let prompt_len = self.progress.prompt_len();
+        let generated_from = self.generated_from;
         let &[last] = &self.pending[..] else {
-            return self.session.sample(&self.pending, &mut self.sampler, prompt_len);
+            return self.session.sample(&self.pending, &mut self.sampler, generated_from);
         };
         let room = self.session.max_seq_len() - self.session.tokens().len() - 1;
         let wanted = self.progress.n_wanted() - 1;
@@ -166,14 +217,14 @@ impl Generation<'_> {
         let guess = self.drafter.guess(self.session.tokens(), last, most);
         let n_drafts = guess.len();
         if n_drafts == 0 {
-            return self.session.sample(&[last], &mut self.sampler, prompt_len);
+            return self.session.sample(&[last], &mut self.sampler, generated_from);
         }
         let mut drafts = [0; MAX_DRAFTS];
         drafts[..n_drafts].copy_from_slice(guess);
         let drafts = &drafts[..n_drafts];
         let model = self.session.model().clone();
         let (ahead, progress) = (&mut self.ahead, &self.progress);
-        let sampled = self.session.sample_drafted(last, drafts, &mut self.sampler, prompt_len, |token| {
+        let sampled = self.session.sample_drafted(last, drafts, &mut self.sampler, generated_from, |token| {
             ahead.push_back(token);
             !progress.ends_with(&model, token)
         });

@@ -6,11 +6,11 @@ use bitnet_core::memory::compression::{compress, decompress};
 use bitnet_core::memory::{Buffer, HybridMemoryPool};
 use bitnet_core::mixed_precision::ComponentType;
 use bitnet_core::{BitNetDType, Error as CoreError};
-use bitnet_quant::attention::Heads;
+use bitnet_quant::attention::{Heads, KvLayer};
 use bitnet_quant::kernels::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
 use bitnet_quant::reduce::SOFTMAX_CHUNK;
 use bitnet_quant::ternary::NON_FINITE;
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use crate::Result;
 use crate::ops::Cpu;
@@ -27,7 +27,7 @@ pub(crate) struct KvCache {
     dtype: BitNetDType,
     heads: Heads,
     n_layers: usize,
-    layer_rows: usize, // rows of K, or of V, of one layer
+    n_chunks: usize,
     /// The absolute position of the next token.
     pub position: usize,
     /// Tokens whose keys and values are held.
@@ -47,11 +47,11 @@ enum Stored {
 
 #[derive(Debug)]
 enum Rows {
-    // Each: (n_layers, chunk, n_kv_heads, position in the chunk, head_dim)
+    // Each: (chunk, n_layers, n_kv_heads, position in the chunk, head_dim)
     F32 { k: Buffer<f32>, v: Buffer<f32> },
     F16 { k: Buffer<u16>, v: Buffer<u16> },
     Bf16 { k: Buffer<u16>, v: Buffer<u16> },
-    // The scales: (n_layers, chunk, n_kv_heads, position in the chunk)
+    // The scales: (chunk, n_layers, n_kv_heads, position in the chunk)
     I8 { k: Buffer<i8>, k_scales: Buffer<f32>, v: Buffer<i8>, v_scales: Buffer<f32> },
     // Likewise, with nibble_row_bytes(head_dim) in the place of head_dim.
     I4 { k: Buffer<u8>, k_scales: Buffer<f32>, v: Buffer<u8>, v_scales: Buffer<f32> },
@@ -66,9 +66,9 @@ impl KvCache {
         max_seq_len: usize,
         dtype: BitNetDType,
     ) -> Result<Self> {
-        let layer_rows = Self::layer_rows(heads, max_seq_len);
-        let rows = Rows::new(pool, n_layers * layer_rows, heads.head_dim, dtype)?;
-        Ok(KvCache { stored: Stored::Rows(rows), dtype, heads, n_layers, layer_rows, position: 0, len: 0 })
+        let n_chunks = max_seq_len.div_ceil(SOFTMAX_CHUNK);
+        let rows = Rows::new(pool, n_chunks, Self::chunk_rows(n_layers, heads), heads.head_dim, dtype)?;
+        Ok(KvCache { stored: Stored::Rows(rows), dtype, heads, n_layers, n_chunks, position: 0, len: 0 })
     }
 
     /// What keys and values are stored as.
@@ -78,7 +78,8 @@ impl KvCache {
 
     /// Bytes of a cache.
     pub(crate) fn size_bytes(n_layers: usize, heads: Heads, max_seq_len: usize, dtype: BitNetDType) -> usize {
-        2 * n_layers * Self::layer_rows(heads, max_seq_len) * Self::row_bytes(heads, dtype)
+        let n_rows = max_seq_len.div_ceil(SOFTMAX_CHUNK) * Self::chunk_rows(n_layers, heads);
+        2 * n_rows * Self::row_bytes(heads, dtype)
     }
 
     /// Bytes of the key, or of the value, of one head at one position.
@@ -127,10 +128,10 @@ impl KvCache {
         let [k_sound, v_sound] =
             [k, v].map(|x| cpu.rows_below(limit, x, token_dim).err().unwrap_or(x.len() / token_dim));
         let n = k_sound.min(v_sound) * token_dim;
-        let (heads, first) = (self.heads, self.position);
-        let (k_rows, v_rows) = self.layer_mut(layer);
+        let (place, first) = (self.place(layer), self.position);
+        let (k_rows, v_rows) = self.keys_and_values_mut();
         for (x, rows) in [(k, k_rows), (v, v_rows)] {
-            store_tokens(cpu.kernels, cpu.threads, heads, &x[..n], first, rows);
+            store_tokens(cpu.kernels, cpu.threads, place, &x[..n], first, rows);
         }
         match n == k.len() {
             true => Ok(()),
@@ -139,49 +140,38 @@ impl KvCache {
         }
     }
 
-    /// The keys and the values of one layer.
-    pub(crate) fn layer(&self, layer: usize) -> (KvRows<'_>, KvRows<'_>) {
-        let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
-        let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
+    /// The keys and the values of all layers.
+    pub(crate) fn keys_and_values(&self) -> (KvRows<'_>, KvRows<'_>) {
         match self.rows() {
-            Rows::F32 { k, v } => (KvRows::F32(&k[elements.clone()]), KvRows::F32(&v[elements])),
-            Rows::F16 { k, v } => (KvRows::F16(&k[elements.clone()]), KvRows::F16(&v[elements])),
-            Rows::Bf16 { k, v } => (KvRows::BF16(&k[elements.clone()]), KvRows::BF16(&v[elements])),
-            Rows::I8 { k, k_scales, v, v_scales } => (
-                KvRows::I8 { codes: &k[elements.clone()], scales: &k_scales[rows.clone()] },
-                KvRows::I8 { codes: &v[elements], scales: &v_scales[rows] },
-            ),
+            Rows::F32 { k, v } => (KvRows::F32(k), KvRows::F32(v)),
+            Rows::F16 { k, v } => (KvRows::F16(k), KvRows::F16(v)),
+            Rows::Bf16 { k, v } => (KvRows::BF16(k), KvRows::BF16(v)),
+            Rows::I8 { k, k_scales, v, v_scales } => {
+                (KvRows::I8 { codes: k, scales: k_scales }, KvRows::I8 { codes: v, scales: v_scales })
+            }
             Rows::I4 { k, k_scales, v, v_scales } => {
-                let bytes = self.nibbles(&rows);
-                let k = KvRows::I4 { codes: &k[bytes.clone()], scales: &k_scales[rows.clone()] };
-                (k, KvRows::I4 { codes: &v[bytes], scales: &v_scales[rows] })
+                (KvRows::I4 { codes: k, scales: k_scales }, KvRows::I4 { codes: v, scales: v_scales })
             }
         }
     }
 
-    fn layer_mut(&mut self, layer: usize) -> (KvRowsMut<'_>, KvRowsMut<'_>) {
-        let rows = layer * self.layer_rows..(layer + 1) * self.layer_rows;
-        let elements = rows.start * self.heads.head_dim..rows.end * self.heads.head_dim;
-        let bytes = self.nibbles(&rows);
+    fn keys_and_values_mut(&mut self) -> (KvRowsMut<'_>, KvRowsMut<'_>) {
         match self.rows_mut() {
-            Rows::F32 { k, v } => {
-                (KvRowsMut::F32(&mut k[elements.clone()]), KvRowsMut::F32(&mut v[elements]))
+            Rows::F32 { k, v } => (KvRowsMut::F32(k), KvRowsMut::F32(v)),
+            Rows::F16 { k, v } => (KvRowsMut::F16(k), KvRowsMut::F16(v)),
+            Rows::Bf16 { k, v } => (KvRowsMut::BF16(k), KvRowsMut::BF16(v)),
+            Rows::I8 { k, k_scales, v, v_scales } => {
+                (KvRowsMut::I8 { codes: k, scales: k_scales }, KvRowsMut::I8 { codes: v, scales: v_scales })
             }
-            Rows::F16 { k, v } => {
-                (KvRowsMut::F16(&mut k[elements.clone()]), KvRowsMut::F16(&mut v[elements]))
+            Rows::I4 { k, k_scales, v, v_scales } => {
+                (KvRowsMut::I4 { codes: k, scales: k_scales }, KvRowsMut::I4 { codes: v, scales: v_scales })
             }
-            Rows::I8 { k, k_scales, v, v_scales } => (
-                KvRowsMut::I8 { codes: &mut k[elements.clone()], scales: &mut k_scales[rows.clone()] },
-                KvRowsMut::I8 { codes: &mut v[elements], scales: &mut v_scales[rows] },
-            ),
-            Rows::Bf16 { k, v } => {
-                (KvRowsMut::BF16(&mut k[elements.clone()]), KvRowsMut::BF16(&mut v[elements]))
-            }
-            Rows::I4 { k, k_scales, v, v_scales } => (
-                KvRowsMut::I4 { codes: &mut k[bytes.clone()], scales: &mut k_scales[rows.clone()] },
-                KvRowsMut::I4 { codes: &mut v[bytes], scales: &mut v_scales[rows] },
-            ),
         }
+    }
+
+    /// Where the rows of a layer are.
+    pub(crate) fn place(&self, layer: usize) -> KvLayer {
+        KvLayer { heads: self.heads, n_layers: self.n_layers, layer }
     }
 
     fn rows(&self) -> &Rows {
@@ -201,7 +191,10 @@ impl KvCache {
     /// Bytes of the pool that the keys and values take.
     pub(crate) fn pool_bytes(&self) -> usize {
         match &self.stored {
-            Stored::Rows(_) => 2 * self.n_layers * self.layer_rows * Self::row_bytes(self.heads, self.dtype),
+            Stored::Rows(_) => {
+                let n_rows = self.n_chunks * Self::chunk_rows(self.n_layers, self.heads);
+                2 * n_rows * Self::row_bytes(self.heads, self.dtype)
+            }
             Stored::Packed { parts, .. } => parts.iter().map(|part| part.len()).sum(),
         }
     }
@@ -225,7 +218,8 @@ impl KvCache {
     /// Undoes [`KvCache::pack`]; on an error nothing has changed.
     pub(crate) fn unpack(&mut self, pool: &HybridMemoryPool) -> Result<()> {
         let Stored::Packed { parts, len } = &self.stored else { return Ok(()) };
-        let mut rows = Rows::new(pool, self.n_layers * self.layer_rows, self.heads.head_dim, self.dtype)?;
+        let chunk_rows = Self::chunk_rows(self.n_layers, self.heads);
+        let mut rows = Rows::new(pool, self.n_chunks, chunk_rows, self.heads.head_dim, self.dtype)?;
         let used = self.used_rows(*len);
         let n_rows: usize = used.iter().map(Range::len).sum();
         for (part, (bytes, row_bytes, element_bytes)) in parts.iter().zip(rows.parts_mut(self.heads.head_dim))
@@ -243,50 +237,80 @@ impl KvCache {
         Ok(())
     }
 
+    /// Appends what the first `len` tokens have in one layer of one of the buffers, as it is stored: by position, then by head.
+    /// The buffers are those of the keys, of their scales where there are any, and the same of the values.
+    pub(crate) fn export(&self, buffer: usize, layer: usize, len: usize, out: &mut Vec<u8>) {
+        let (bytes, row_bytes, _) = self.rows().parts(self.heads.head_dim).swap_remove(buffer);
+        for row in self.rows_of_tokens(layer, len) {
+            out.extend_from_slice(&bytes[row * row_bytes..][..row_bytes]);
+        }
+    }
+
+    /// Undoes [`KvCache::export`] of `len` tokens.
+    pub(crate) fn import(&mut self, buffer: usize, layer: usize, len: usize, stored: &[u8]) {
+        let rows = self.rows_of_tokens(layer, len);
+        let head_dim = self.heads.head_dim;
+        let (bytes, row_bytes, _) = self.rows_mut().parts_mut(head_dim).swap_remove(buffer);
+        assert_eq!(stored.len(), rows.len() * row_bytes);
+        for (row, stored) in rows.into_iter().zip(stored.chunks_exact(row_bytes)) {
+            bytes[row * row_bytes..][..row_bytes].copy_from_slice(stored);
+        }
+    }
+
+    /// The rows of one layer's first `len` tokens, by position, then by head.
+    fn rows_of_tokens(&self, layer: usize, len: usize) -> Vec<usize> {
+        let place = self.place(layer);
+        let of_token = |position| (0..place.heads.n_kv_heads).map(move |head| place.row(head, position));
+        (0..len).flat_map(of_token).collect()
+    }
+
     /// The rows of the first `len` tokens, in all layers and heads.
     fn used_rows(&self, len: usize) -> Vec<Range<usize>> {
-        // Chunks follow each other, also from one layer to the next; each has a run of rows for every head.
-        let chunk_rows = self.heads.n_kv_heads * SOFTMAX_CHUNK;
-        let runs = (0..self.n_layers * self.layer_rows).step_by(SOFTMAX_CHUNK);
-        runs.filter_map(|start| {
-            let first = start % self.layer_rows / chunk_rows * SOFTMAX_CHUNK;
-            let n = len.saturating_sub(first).min(SOFTMAX_CHUNK);
-            (n > 0).then_some(start..start + n)
-        })
-        .collect()
+        // A chunk has a run of rows for every layer and head.
+        let chunk_rows = Self::chunk_rows(self.n_layers, self.heads);
+        let runs = (0..len.div_ceil(SOFTMAX_CHUNK) * chunk_rows).step_by(SOFTMAX_CHUNK);
+        runs.map(|start| start..start + (len - start / chunk_rows * SOFTMAX_CHUNK).min(SOFTMAX_CHUNK))
+            .collect()
     }
 
-    /// The bytes of rows of nibbles.
-    fn nibbles(&self, rows: &Range<usize>) -> Range<usize> {
-        let row_bytes = nibble_row_bytes(self.heads.head_dim);
-        rows.start * row_bytes..rows.end * row_bytes
-    }
-
-    fn layer_rows(heads: Heads, max_seq_len: usize) -> usize {
-        max_seq_len.div_ceil(SOFTMAX_CHUNK) * heads.n_kv_heads * SOFTMAX_CHUNK
+    /// Rows of K, or of V, in one chunk of all layers.
+    fn chunk_rows(n_layers: usize, heads: Heads) -> usize {
+        n_layers * heads.n_kv_heads * SOFTMAX_CHUNK
     }
 }
 
 impl Rows {
-    fn new(pool: &HybridMemoryPool, n_rows: usize, head_dim: usize, dtype: BitNetDType) -> Result<Self> {
-        let n = n_rows * head_dim;
+    fn new(
+        pool: &HybridMemoryPool,
+        n_chunks: usize,
+        chunk_rows: usize,
+        head_dim: usize,
+        dtype: BitNetDType,
+    ) -> Result<Self> {
+        let n = chunk_rows * head_dim;
         match dtype {
-            BitNetDType::F32 => Ok(Rows::F32 { k: pool.buffer(n)?, v: pool.buffer(n)? }),
-            BitNetDType::F16 => Ok(Rows::F16 { k: pool.buffer(n)?, v: pool.buffer(n)? }),
+            BitNetDType::F32 => {
+                Ok(Rows::F32 { k: chunks(pool, n_chunks, n)?, v: chunks(pool, n_chunks, n)? })
+            }
+            BitNetDType::F16 => {
+                Ok(Rows::F16 { k: chunks(pool, n_chunks, n)?, v: chunks(pool, n_chunks, n)? })
+            }
+            BitNetDType::BF16 => {
+                Ok(Rows::Bf16 { k: chunks(pool, n_chunks, n)?, v: chunks(pool, n_chunks, n)? })
+            }
             BitNetDType::I8 => Ok(Rows::I8 {
-                k: pool.buffer(n)?,
-                k_scales: pool.buffer(n_rows)?,
-                v: pool.buffer(n)?,
-                v_scales: pool.buffer(n_rows)?,
+                k: chunks(pool, n_chunks, n)?,
+                k_scales: chunks(pool, n_chunks, chunk_rows)?,
+                v: chunks(pool, n_chunks, n)?,
+                v_scales: chunks(pool, n_chunks, chunk_rows)?,
             }),
-            BitNetDType::BF16 => Ok(Rows::Bf16 { k: pool.buffer(n)?, v: pool.buffer(n)? }),
             BitNetDType::I4 => {
-                let n_bytes = n_rows * nibble_row_bytes(head_dim);
+                let n_bytes = chunk_rows * nibble_row_bytes(head_dim);
                 Ok(Rows::I4 {
-                    k: pool.buffer(n_bytes)?,
-                    k_scales: pool.buffer(n_rows)?,
-                    v: pool.buffer(n_bytes)?,
-                    v_scales: pool.buffer(n_rows)?,
+                    k: chunks(pool, n_chunks, n_bytes)?,
+                    k_scales: chunks(pool, n_chunks, chunk_rows)?,
+                    v: chunks(pool, n_chunks, n_bytes)?,
+                    v_scales: chunks(pool, n_chunks, chunk_rows)?,
                 })
             }
             precision => {
@@ -341,6 +365,14 @@ impl Rows {
     }
 }
 
+/// `n` zeroed chunks of `len` elements. A long context is read faster from large pages, so that all chunks but the first
+/// prefer them: a short context takes no more memory than its tokens.
+fn chunks<T: Pod>(pool: &HybridMemoryPool, n: usize, len: usize) -> Result<Buffer<T>> {
+    let mut buffer = pool.buffer(n * len)?;
+    buffer.prefer_large_pages(len);
+    Ok(buffer)
+}
+
 #[cfg(test)]
 mod tests {
     use bitnet_quant::kernels::Kernels;
@@ -350,6 +382,7 @@ mod tests {
     use super::*;
 
     const HEADS: Heads = Heads { n_heads: 2, n_kv_heads: 2, head_dim: 4 };
+    const LAST: KvLayer = KvLayer { heads: HEADS, n_layers: 3, layer: 2 };
 
     fn cache(dtype: BitNetDType) -> (KvCache, HybridMemoryPool) {
         let pool = HybridMemoryPool::new().unwrap();
@@ -368,8 +401,8 @@ mod tests {
         let (mut cache, _) = cache(BitNetDType::F16);
         let rows: Vec<f32> = (0..16).map(|i| i as f32).collect();
         store(&mut cache, &rows, &rows).unwrap();
-        let (KvRows::F16(k), _) = cache.layer(2) else { panic!("stored as asked") };
-        let at = HEADS.row_start(1, 299);
+        let (KvRows::F16(k), _) = cache.keys_and_values() else { panic!("stored as asked") };
+        let at = LAST.row_start(1, 299);
         let back: Vec<f32> = k[at..at + 4].iter().map(|b| f16::from_bits(*b).to_f32()).collect();
         assert_eq!(back, rows[12..]);
     }
@@ -405,11 +438,11 @@ mod tests {
         broken[9] = f32::NAN;
         let (mut cache, _) = cache(BitNetDType::F32);
         assert_eq!(store(&mut cache, &rows, &broken), Err((1, "the values")));
-        let (KvRows::F32(k), KvRows::F32(v)) = cache.layer(2) else { panic!("stored as asked") };
+        let (KvRows::F32(k), KvRows::F32(v)) = cache.keys_and_values() else { panic!("stored as asked") };
         for (head, want) in rows[..8].chunks_exact(4).enumerate() {
             for stored in [k, v] {
-                assert_eq!(&stored[HEADS.row_start(head, 298)..][..4], want);
-                assert_eq!(stored[HEADS.row_start(head, 299)..][..4], [0.0; 4]);
+                assert_eq!(&stored[LAST.row_start(head, 298)..][..4], want);
+                assert_eq!(stored[LAST.row_start(head, 299)..][..4], [0.0; 4]);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The decoder, from token ids to logits, in the order in which the data flow.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_core::execution::{Choice, ExecutionBackend};
 use bitnet_core::memory::HybridMemoryPool;
@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) threads: Threads,
     pub(crate) pool: HybridMemoryPool,
     pub(crate) precision: PrecisionManager,
+    /// Computed when it is asked for.
+    pub(crate) fingerprint: OnceLock<u64>,
 }
 
 /// Tokens of a pass that follow each other in one cache. The rows of a pass are those of its runs, one run after the other.
@@ -239,8 +241,8 @@ fn attention_block(
     for (run, row, n) in rows_of(runs, n) {
         let (cache, rows) = (&caches[run.cache], row * q_dim..(row + n) * q_dim);
         let (q, out) = (&q[rows.clone()], &mut mixed[rows]);
-        let heads = config.heads();
-        attention(cpu.kernels, cpu.threads, heads, q, cache.layer(l), cache.position, partials.view(), out);
+        let (place, rows) = (cache.place(l), cache.keys_and_values());
+        attention(cpu.kernels, cpu.threads, place, q, rows, cache.position, partials.view(), out);
     }
     state.recorder.lap(Operation::Attention, || {
         let read: usize = rows_of(runs, n)

@@ -1,8 +1,8 @@
 //! Opening a model: source, precisions, weights, tokenizer.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_core::Error as CoreError;
 use bitnet_core::execution::{
@@ -23,10 +23,11 @@ use crate::config::ModelConfig;
 use crate::derived::{Derived, Forms, Place, Preparing};
 use crate::head::{DerivedHead, HeadMode, HeadOptions};
 use crate::model::{Inner, Model};
+use crate::precision::Precisions;
 use crate::session::{Session, SessionOptions};
 use crate::source::{self, HfFiles, HfSource, Source};
 use crate::text::Text;
-use crate::weights::{LoadProgress, ModelBytes, Precisions, Tiles, WeightBytes, Weights};
+use crate::weights::{LoadProgress, ModelBytes, Tiles, WeightBytes, Weights};
 use crate::{Error, Result};
 
 /// The most threads that a model takes.
@@ -157,11 +158,21 @@ impl Model {
         // Building a large vocabulary leaves tens of megabytes behind, and converting weights leaves what they were.
         pool.cleanup(CleanupStrategy::Compaction);
         release_freed_memory();
+        if head.is_some() && unprepared.is_none() {
+            // Of the file, only a row of the embedding for each token is read from now on.
+            source.release_pages();
+        }
         let weights = Arc::new(weights);
         let kernels = plan.kernels();
         let (chosen, reason) = head_choice(&options.head, head.is_some(), unprepared.is_some());
         plan.note("head", chosen, reason);
-        let notices = plan.notices().iter().cloned().chain(notice).collect();
+        let unmet = precision.unmet_names().into_iter().map(|name| {
+            format!(
+                "no layer is called `{name}` of which a precision could be chosen; names are those of GGUF, as \
+                 blk.0.attn_q, and ternary weights have no say"
+            )
+        });
+        let notices = plan.notices().iter().cloned().chain(notice).chain(unmet).collect();
         Ok(Model {
             inner: Arc::new(Inner {
                 config: source.config().clone(),
@@ -176,6 +187,7 @@ impl Model {
                 threads: plan.into_threads(),
                 pool,
                 precision,
+                fingerprint: OnceLock::new(),
             }),
         })
     }

@@ -8,12 +8,14 @@
 //! A choice depends on few logits, and [`Need`] says which, so that a head need not compute the others. Whether they are
 //! computed or not, the same function chooses from what there is.
 
+mod exact;
 mod need;
 mod noise;
 mod touched;
 
 use bitnet_quant::float::{exp64, ln64};
 use bitnet_quant::fpenv::DefaultFloatEnv;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 pub(crate) use need::Need;
@@ -25,23 +27,31 @@ use touched::Touched;
 const NEGLIGIBLE: f64 = 40.0;
 
 /// How the next token is chosen.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SamplingOptions {
     /// 0 takes the most likely token; 1 draws from the model's own distribution.
+    #[serde(with = "exact")]
     pub temperature: f32,
     /// Candidates: the k most likely; 0 for all.
     pub top_k: usize,
     /// Candidates: the most likely whose probabilities first reach this sum; 1 for all.
+    #[serde(with = "exact")]
     pub top_p: f32,
     /// Candidates: those of at least this share of the highest probability; 0 for all.
+    #[serde(with = "exact")]
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens seen; 1 for none (Keskar et al., "CTRL", 2019).
+    #[serde(with = "exact")]
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens generated.
+    #[serde(with = "exact")]
     pub presence_penalty: f32,
     /// Subtracted from the logits of tokens generated, for each time they were.
+    #[serde(with = "exact")]
     pub frequency_penalty: f32,
     /// Added to the logits of single tokens: (id, bias).
+    #[serde(with = "exact::pairs")]
     pub logit_bias: Vec<(u32, f32)>,
     /// The seed of the draws.
     pub seed: u64,

@@ -1,18 +1,21 @@
 //! Where a model comes from: a GGUF file, or a Hugging Face checkpoint. Both answer the same questions, so that the
 //! loader and the converter need not know which they have.
 
+mod compressed;
 mod gguf;
 mod hf;
 mod parts;
 
 use std::path::Path;
 
+use bitnet_core::file::compressed::CompressedFile;
 use bitnet_core::file::{Bytes, Mapping, find_model};
 use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer};
 use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
 
+pub use compressed::CompressedSource;
 pub use gguf::GgufSource;
 pub use hf::{HfFiles, HfSource};
 pub use parts::{Part, Proj, Role};
@@ -170,6 +173,10 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn config(&self) -> &ModelConfig;
     /// The tensor of a role; `None` when the file has none.
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>>;
+    /// The same without its bytes, in the place of which there may be any, where having them costs work.
+    fn outline(&self, role: Role) -> Result<Option<StoredTensor>> {
+        self.tensor(role)
+    }
     /// Names of the file's tensors that no role of this model uses.
     fn unused_tensors(&self) -> Vec<String>;
     /// Lets go of the file's pages that are in memory, where it is mapped; they are read again when they are used.
@@ -178,8 +185,8 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn text(&self) -> Result<Option<TextParts>>;
 }
 
-/// Opens what [`find_model`] finds: a GGUF file, a safetensors file with a `config.json` beside it, or a folder with
-/// both.
+/// Opens what [`find_model`] finds: a GGUF file, a compressed model, a safetensors file with a `config.json` beside it, or a
+/// folder with both.
 pub fn open(model: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
     let path = find_model(model)?;
     if path.is_dir() {
@@ -189,10 +196,14 @@ pub fn open(model: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
     if mapping.as_slice().starts_with(GGUF_MAGIC) {
         return Ok(Box::new(GgufSource::new(mapping, layout)?));
     }
+    if let Some(file) = CompressedFile::parse(mapping.clone())? {
+        return Ok(Box::new(CompressedSource::new(file, layout)?));
+    }
     if path.extension().is_some_and(|e| e == "safetensors") {
         return Ok(Box::new(HfSource::open_file(mapping)?));
     }
-    let hint = "models come as GGUF, or as safetensors with a config.json beside it";
+    let hint =
+        "models come as GGUF, compressed by `bitnet convert`, or as safetensors with a config.json beside it";
     Err(CoreError::UnknownFormat { path, hint }.into())
 }
 

@@ -9,6 +9,9 @@ use crate::config::ModelConfig;
 use crate::head::{HeadState, MAX_CHOICES};
 use crate::profile::Recorder;
 
+/// Rows whose memory stays: a step of generation with its drafts has no more.
+const ROWS_KEPT: usize = 16;
+
 /// Buffers for chunks of at most `chunk` tokens in contexts of at most `max_seq_len`.
 #[derive(Debug)]
 pub(crate) struct RunState {
@@ -31,6 +34,8 @@ pub(crate) struct RunState {
     pub(crate) head: HeadState,
     pub(crate) recorder: Recorder,
     pub(crate) chunk: usize,
+    /// Tokens of the last passes.
+    rows: usize,
 }
 
 /// Attention over parts of the context, before the parts are combined; n = [`Heads::scratch_queries`].
@@ -81,6 +86,44 @@ impl RunState {
             head: HeadState::new(pool, config)?,
             recorder: Recorder::default(),
             chunk,
+            rows: 0,
         })
+    }
+
+    /// Prepares for passes of up to `n` tokens: with the first step behind a prompt, the memory that only the prompt needed
+    /// goes back to the system. What earlier passes computed is lost.
+    pub(crate) fn keep_rows_for(&mut self, n: usize) {
+        let RunState { hidden, normed, inner, q, k, v, mixed, gate, up, chunk, rows, .. } = self;
+        let earlier = std::mem::replace(rows, n);
+        if n > ROWS_KEPT || earlier <= ROWS_KEPT {
+            return;
+        }
+        for buffer in [hidden, normed, inner, q, k, v, mixed, gate, up] {
+            buffer.release(buffer.len() / *chunk * ROWS_KEPT);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Model;
+
+    #[test]
+    fn what_only_a_prompt_needed_goes_back_with_the_step_behind_it() {
+        let model = Model::embedded().unwrap();
+        let chunk = 256;
+        let mut state = RunState::new(model.pool(), model.config(), chunk, 512).unwrap();
+        let width = state.gate.len() / chunk;
+        for (n, kept) in [(200, true), (ROWS_KEPT + 1, true), (1, cfg!(not(target_os = "linux")))] {
+            state.gate.fill(1.0);
+            state.keep_rows_for(n);
+            assert!(state.gate[..ROWS_KEPT * width].iter().all(|x| *x == 1.0));
+            assert_eq!(state.gate[(chunk - 1) * width] == 1.0, kept, "{n}");
+        }
+        // There is nothing to give back behind a single step.
+        state.gate.fill(1.0);
+        state.keep_rows_for(1);
+        assert!(state.gate.iter().all(|x| *x == 1.0));
     }
 }

@@ -3,12 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use bitnet_core::conversion::{ConversionConfig, ConversionEngine, StoredMatrix};
+use bitnet_core::conversion::StoredMatrix;
 use bitnet_core::file::Bytes;
 use bitnet_core::memory::{ALIGNMENT, Buffer, HybridMemoryPool, MemoryHandle};
-use bitnet_core::mixed_precision::{
-    ComponentType, LayerType, PolicyContext, PrecisionManager, memory_usage_percent,
-};
+use bitnet_core::mixed_precision::{ConversionConfig, PrecisionConverter};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error as CoreError};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::fpenv::DefaultFloatEnv;
@@ -20,7 +18,7 @@ use bitnet_quant::rows::NormWeights;
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::derived::Derived;
-use crate::head::HeadMode;
+use crate::precision::Precisions;
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
 use crate::ternary_rows::{TernaryRows, uniform_scale};
 
@@ -239,64 +237,6 @@ impl ModelBytes {
     }
 }
 
-/// What the tensors of a file are kept in.
-#[derive(Debug)]
-pub(crate) struct Precisions<'a> {
-    manager: &'a PrecisionManager,
-    /// Measured once, so that all tensors of a model are judged alike.
-    memory_usage: Option<f64>,
-}
-
-impl<'a> Precisions<'a> {
-    pub(crate) fn new(manager: &'a PrecisionManager) -> Self {
-        Precisions { manager, memory_usage: memory_usage_percent() }
-    }
-
-    /// What is asked for the tensor of `role`, which has `n` weights.
-    fn wanted(&self, role: Role, n: usize, stored: DenseFormat) -> Result<Option<BitNetDType>> {
-        let (layer_type, component) = match role {
-            Role::Embedding => (LayerType::Embedding, ComponentType::Embedding),
-            Role::Head => (LayerType::Head, ComponentType::Head),
-            Role::Layer(_, Part::Proj(Proj::Q | Proj::K | Proj::V | Proj::O)) => {
-                (LayerType::Attention, ComponentType::DenseLinear)
-            }
-            Role::Layer(_, Part::Proj(_)) => (LayerType::FeedForward, ComponentType::DenseLinear),
-            Role::OutputNorm | Role::Layer(..) => (LayerType::Norm, ComponentType::Norm),
-        };
-        let layer = role.gguf_name();
-        let context = PolicyContext::new(&layer, layer_type, component, n);
-        let context = PolicyContext { memory_usage: self.memory_usage, ..context };
-        Ok(self.manager.precision(&context, BitNetDType::of_dense_format(stored))?)
-    }
-
-    /// The format in which the dense tensor of `role` is kept.
-    fn format(&self, role: Role, n: usize, stored: DenseFormat) -> Result<DenseFormat> {
-        let wanted = self.wanted(role, n, stored)?.and_then(BitNetDType::dense_format).unwrap_or(stored);
-        let bytes = |format: DenseFormat, block| format.block_bytes() * block / format.block();
-        let block = wanted.block().max(stored.block());
-        let grows = bytes(wanted, block) > bytes(stored, block);
-        Ok(if grows && self.manager.config().narrows_only() { stored } else { wanted })
-    }
-
-    /// What all rows of the head are read in, if that is said.
-    pub(crate) fn head_bounds(&self) -> Result<Option<BitNetDType>> {
-        let context = PolicyContext::new("output", LayerType::Head, ComponentType::HeadBounds, 0);
-        let context = PolicyContext { memory_usage: self.memory_usage, ..context };
-        Ok(self.manager.precision(&context, HeadMode::default().bounds())?)
-    }
-
-    /// The format of the head where it is not the file's own.
-    pub(crate) fn converted_head(&self, source: &dyn Source) -> Result<Option<DenseFormat>> {
-        let own = source.tensor(Role::Head)?;
-        let Some(tensor) = (if own.is_some() { own } else { source.tensor(Role::Embedding)? }) else {
-            return Ok(None);
-        };
-        let StoredData::Dense(stored, _) = tensor.data else { return Ok(None) };
-        let format = self.format(Role::Head, tensor.rows.saturating_mul(tensor.cols), stored)?;
-        Ok((format != stored).then_some(format))
-    }
-}
-
 /// How far loading has come, or the making of derived weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
@@ -328,8 +268,8 @@ impl Weights {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let config = source.config();
-        let engine = ConversionEngine::new(ConversionConfig::default(), pool.clone())?;
-        let loader = Loader { source, config, pool, engine, precision, tiles };
+        let converter = PrecisionConverter::with_pool(conversion(1), pool.clone())?;
+        let loader = Loader { source, config, pool, converter, precision, tiles };
         let (embedding, head) = loader.embedding_and_head(n_threads)?;
         Ok(Weights {
             embedding,
@@ -384,9 +324,14 @@ struct Loader<'a> {
     source: &'a dyn Source,
     config: &'a ModelConfig,
     pool: &'a HybridMemoryPool,
-    engine: ConversionEngine,
+    converter: PrecisionConverter,
     precision: &'a Precisions<'a>,
     tiles: Tiles<'a>,
+}
+
+/// How weights are converted: what a format cannot hold is an error, and no infinity.
+fn conversion(threads: usize) -> ConversionConfig {
+    ConversionConfig { threads, validate_results: true, ..ConversionConfig::default() }
 }
 
 impl Loader<'_> {
@@ -466,8 +411,9 @@ impl Loader<'_> {
             }
         };
         let tensor = BitNetTensor::from_file(bytes.clone(), &[n], dtype)?;
-        let wanted = self.precision.wanted(role, n, *format)?.unwrap_or(BitNetDType::F32);
-        let weight = self.engine.convert(&tensor, wanted)?;
+        let wanted = self.precision.norm(role, n, *format, dtype)?;
+        let weight =
+            self.converter.convert_tensor(&tensor, wanted).map_err(|e| self.beyond(&stored, wanted, e))?;
         Ok(Norm { weight: self.aligned(weight)?, eps })
     }
 
@@ -485,8 +431,7 @@ impl Loader<'_> {
     /// formats.
     fn embedding_and_head(&self, n_threads: usize) -> Result<(Dense, Option<Dense>)> {
         // Layers are converted side by side, these one after the other.
-        let config = ConversionConfig { threads: n_threads, ..ConversionConfig::default() };
-        let engine = ConversionEngine::new(config, self.pool.clone())?;
+        let converter = PrecisionConverter::with_pool(conversion(n_threads), self.pool.clone())?;
         let table = |role| -> Result<Option<(StoredTensor, DenseFormat)>> {
             let Some(stored) = self.source.tensor(role)? else { return Ok(None) };
             stored.check_shape(self.config.vocab_size, self.config.dim, self.source.path())?;
@@ -496,7 +441,7 @@ impl Loader<'_> {
             }
         };
         let kept = |role, (stored, format): &(StoredTensor, DenseFormat)| -> Result<Dense> {
-            self.dense_matrix(&engine, role, stored, *format, stored.data.bytes())
+            self.dense_matrix(&converter, role, stored, *format, stored.data.bytes())
         };
         let stored = table(Role::Embedding)?.ok_or_else(|| self.missing(Role::Embedding))?;
         let embedding = kept(Role::Embedding, &stored)?;
@@ -512,7 +457,7 @@ impl Loader<'_> {
 
     fn dense_matrix(
         &self,
-        engine: &ConversionEngine,
+        converter: &PrecisionConverter,
         role: Role,
         stored: &StoredTensor,
         format: DenseFormat,
@@ -532,8 +477,8 @@ impl Loader<'_> {
             );
             return Err(self.bad(stored, problem).into());
         }
-        let converted =
-            engine.convert_matrix(StoredMatrix { bytes: bytes.as_slice(), format, cols }, kept)?;
+        let matrix = StoredMatrix { bytes: bytes.as_slice(), format, cols };
+        let converted = converter.convert_matrix(matrix, kept).map_err(|e| self.beyond(stored, kept, e))?;
         Ok(Dense { bytes: WeightBytes::Pool(converted), format: kept, rows, cols })
     }
 
@@ -572,7 +517,7 @@ impl Loader<'_> {
         match &stored.data {
             StoredData::Dense(format, bytes) => {
                 let role = Role::Layer(l, Part::Proj(proj));
-                Ok(Matrix::Dense(self.dense_matrix(&self.engine, role, stored, *format, bytes)?))
+                Ok(Matrix::Dense(self.dense_matrix(&self.converter, role, stored, *format, bytes)?))
             }
             StoredData::Ternary { format: TernaryFormat::I2s(I2sLayout::Block128), bytes, scale }
                 if stored.row_order == RowOrder::Halves =>
@@ -662,6 +607,18 @@ impl Loader<'_> {
             layout::pack_row(&codes, packed);
         }
         Ok(BitNetTensor::from_handle(packed, &[rows, layout::padded_cols(cols)], BitNetDType::BitNet158)?)
+    }
+
+    /// Names the tensor that has a value which `format` cannot hold.
+    fn beyond(&self, stored: &StoredTensor, format: impl std::fmt::Display, error: CoreError) -> CoreError {
+        match error {
+            CoreError::Unrepresentable { value, .. } => {
+                let problem =
+                    format!("cannot be kept as {format}, which has no place for {value}; use bf16 or f32");
+                self.bad(stored, problem)
+            }
+            other => other,
+        }
     }
 
     fn bad(&self, stored: &StoredTensor, problem: impl Into<String>) -> CoreError {

@@ -2,16 +2,15 @@
 
 use bitnet_core::BitNetDType;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
-use bitnet_inference::config::Architecture;
 use bitnet_inference::source::Role;
 use bitnet_inference::{
     Answer, Batch, Error, FinishReason, GenerateOptions, HeadMode, HeadOptions, Model, ModelOptions, Sampler,
     SamplingOptions, SessionOptions,
 };
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::kernels::{Activation, Isa, Kernels};
+use bitnet_quant::kernels::{Isa, Kernels};
 
-use crate::common::random_model::{RandomModel, Recipe, StoredAs};
+use crate::common::random_model::{RandomModel, Recipe};
 use crate::common::{KV_DTYPES, THREADS, isas, open};
 
 fn session_options(kv: BitNetDType, chunk: usize, context: usize) -> SessionOptions {
@@ -149,19 +148,7 @@ fn a_ternary_model() {
 #[test]
 fn a_dense_model_beyond_a_chunk_of_the_softmax() {
     let folder = tempfile::tempdir().unwrap();
-    let model = RandomModel::new(Recipe {
-        architecture: Architecture::Qwen3,
-        dim: 12,
-        ffn_dim: 8,
-        n_heads: 2,
-        n_kv_heads: 1,
-        head_dim: 6,
-        n_layers: 1,
-        vocab_size: 31,
-        activation: Activation::Silu,
-        projections: vec![StoredAs::Dense(DenseFormat::F32)],
-        ..Default::default()
-    });
+    let model = RandomModel::new(Recipe::small_and_dense(31));
     let path = model.write_hf(folder.path(), false);
     check(
         |isa, n_threads| open(&path, isa, n_threads),

@@ -114,23 +114,10 @@ fn stories_over_300_tokens() {
     }
 }
 
-/// Dense layers: a quantiser would round away the last bits of what attention gives.
 #[test]
 fn prompts_longer_than_a_chunk_of_the_softmax() {
     let folder = tempfile::tempdir().unwrap();
-    let model = RandomModel::new(Recipe {
-        architecture: Architecture::Qwen3,
-        dim: 12,
-        ffn_dim: 8,
-        n_heads: 2,
-        n_kv_heads: 1,
-        head_dim: 6,
-        n_layers: 1,
-        vocab_size: 11,
-        activation: Activation::Silu,
-        projections: vec![StoredAs::Dense(DenseFormat::F32)],
-        ..Default::default()
-    });
+    let model = RandomModel::new(Recipe::small_and_dense(11));
     check_file(&model.write_hf(folder.path(), false), &model.prompt(262));
 }
 

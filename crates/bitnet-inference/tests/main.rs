@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
 mod batch;
+mod checkpoint;
 mod common;
+mod compress;
 mod convert;
 mod derived;
 mod drafts;

@@ -2,10 +2,14 @@
 
 use bitnet_core::BitNetDType;
 use bitnet_core::file::CacheDir;
-use bitnet_core::mixed_precision::{ComponentType, LayerPrecisionConfig, LayerType, MixedPrecisionConfig};
+use bitnet_core::mixed_precision::{
+    ComponentType, LayerPrecisionConfig, LayerType, MixedPrecisionConfig, OptimizationObjective,
+};
 use bitnet_inference::config::Architecture;
+use bitnet_inference::source::Role;
 use bitnet_inference::{
-    HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, Preparation, Session, SessionOptions,
+    HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, PrecisionPlan, Preparation, Session,
+    SessionOptions,
 };
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Activation;
@@ -211,6 +215,73 @@ fn strategies_never_make_a_weight_larger() {
     assert_eq!((aggressive.embedding, aggressive.dense), (stored.embedding, stored.dense / 34 * 18));
     let asked = MixedPrecisionConfig::balanced().only_narrowing(false);
     assert_eq!(run(&small, asked).0.embedding, stored.embedding / 18 * 34);
+    // What is asked for by name is done.
+    let asked = MixedPrecisionConfig::balanced().with_component(ComponentType::Embedding, BitNetDType::F16);
+    assert_eq!(run(&small, asked).0.embedding, stored.embedding / 18 * 64);
+    // Norms in half precision stay what they are, but for what is faster where nobody says anything.
+    let halves = stored.norms / 2;
+    assert_eq!(run(&small, MixedPrecisionConfig::conservative()).0.norms, halves);
+    assert_eq!((balanced.norms, aggressive.norms), (halves, halves));
+}
+
+#[test]
+fn names_that_no_layer_has_are_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = RandomModel::new(recipe(DenseFormat::F16, DenseFormat::F16)).write_gguf(folder.path());
+    let layer = |layer_type| LayerPrecisionConfig::new(layer_type, BitNetDType::F16);
+    let precision = MixedPrecisionConfig::default()
+        .with_layer_config("blk.*.ffn_norm".into(), layer(LayerType::Norm))
+        .with_layer_config("model.layers.0.*".into(), layer(LayerType::Linear));
+    let options = ModelOptions { precision, ..Default::default() };
+    let model = Model::open_with(path, &options, &mut |_| ()).unwrap();
+    let said: Vec<_> =
+        model.notices().iter().filter(|notice| notice.contains("no layer is called")).collect();
+    assert!(said.len() == 1 && said[0].contains("`model.layers.0.*`"), "{said:?}");
+}
+
+/// A value that the format asked for cannot hold is no infinity, which would break every token that meets it.
+#[test]
+fn values_beyond_a_format_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = RandomModel::new(recipe(DenseFormat::F32, DenseFormat::F16));
+    model.tensor(Role::Embedding).values[77] = 70_000.0;
+    let path = model.write_gguf(folder.path());
+    let open = |precision| {
+        let precision = with(ComponentType::Embedding, precision);
+        Model::open_with(&path, &ModelOptions { precision, ..Default::default() }, &mut |_| ())
+    };
+    let message = open(BitNetDType::F16).unwrap_err().to_string();
+    assert!(message.contains("token_embd.weight") && message.contains("70000"), "{message}");
+    assert!(open(BitNetDType::BF16).is_ok());
+}
+
+#[test]
+fn a_plan_finds_formats_for_the_matrices_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let tied = Recipe { tied: true, ..recipe(DenseFormat::F16, DenseFormat::F16) };
+    let path = RandomModel::new(tied).write_gguf(folder.path());
+    let source = bitnet_inference::source::open(&path, I2sLayout::default()).unwrap();
+    let plan = PrecisionPlan::new(&*source, &MixedPrecisionConfig::default()).unwrap();
+    let analysis = plan.manager().analyze_configuration().unwrap();
+    assert_eq!((analysis.memory_savings, analysis.accuracy_impact), (0.5, 0.0), "as the file has them");
+    let model = Model::open(&path).unwrap();
+    assert_eq!(analysis.bytes, model.weight_bytes().dense + model.weight_bytes().embedding);
+    assert!(plan.manager().optimize_precision(OptimizationObjective::Accuracy).unwrap().is_empty());
+    let changes = plan.manager().optimize_precision(OptimizationObjective::Memory).unwrap();
+    assert_eq!(changes.len(), analysis.tensors.len());
+    assert!(plan.changes().is_empty());
+    plan.manager().apply(&changes);
+    let names = plan.changes();
+    assert!(["output", "token_embd"].iter().all(|name| names.contains_key(*name)), "{names:?}");
+    let precision = names
+        .into_iter()
+        .fold(MixedPrecisionConfig::default(), |all, (name, one)| all.with_layer_config(name, one));
+    let options = ModelOptions { precision, ..Default::default() };
+    let model = Model::open_with(&path, &options, &mut |_| ()).unwrap();
+    let bytes = model.weight_bytes();
+    assert_eq!(bytes.dense + bytes.embedding, plan.manager().analyze_configuration().unwrap().bytes);
+    assert_eq!(bytes.head, 0, "the embedding is the head still");
+    assert!(model.notices().is_empty(), "{:?}", model.notices());
 }
 
 #[test]

@@ -10,7 +10,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use bitnet_quant::attention::{Heads, attention};
+use bitnet_quant::attention::{Heads, KvLayer, attention};
 use bitnet_quant::kernels::{Kernels, KvRows, PartialAttention};
 use bitnet_quant::threads::Threads;
 
@@ -41,11 +41,11 @@ enum Form {
 }
 
 impl Memory {
-    /// The keys and the values of layer `l`, and the bytes of a row of one of them.
-    fn layer(&self, form: Form, l: usize) -> (KvRows<'_>, KvRows<'_>, usize) {
-        let rows = HEADS.row(0, POSITIONS);
+    /// The keys and the values of all layers, and the bytes of a row of one of them.
+    fn rows(&self, form: Form) -> (KvRows<'_>, KvRows<'_>, usize) {
+        let rows = place(0).row(0, POSITIONS);
         let rows_of = |part: usize| {
-            let start = (2 * l + part) * rows;
+            let start = part * rows;
             let elements = start * HEADS.head_dim..(start + rows) * HEADS.head_dim;
             match form {
                 Form::F32 => KvRows::F32(&self.f32s[elements]),
@@ -64,6 +64,10 @@ impl Memory {
     }
 }
 
+fn place(layer: usize) -> KvLayer {
+    KvLayer { heads: HEADS, n_layers: LAYERS, layer }
+}
+
 fn main() {
     let mut counts: Vec<usize> = std::env::args().skip(1).filter_map(|n| n.parse().ok()).collect();
     if counts.is_empty() {
@@ -73,7 +77,7 @@ fn main() {
         Ok(name) => name.parse().and_then(Kernels::for_isa).expect("an instruction set of this processor"),
         Err(_) => Kernels::best(),
     };
-    let rows = 2 * LAYERS * HEADS.row(0, POSITIONS);
+    let rows = 2 * place(0).row(0, POSITIONS);
     let n = (rows * HEADS.head_dim) as u32;
     let scattered = |i: u32| i.wrapping_mul(0x9e37_79b9) >> 8;
     let memory = Memory {
@@ -91,7 +95,7 @@ fn main() {
             println!("  {form:?} cache; memory is read at {bandwidth:.1} GB/s");
             for context in CONTEXTS {
                 let seconds = layer_seconds(kernels, &threads, (&memory, form), 1, context);
-                let bytes = 2 * context * HEADS.n_kv_heads * memory.layer(form, 0).2;
+                let bytes = 2 * context * HEADS.n_kv_heads * memory.rows(form).2;
                 let rate = bytes as f64 / seconds / 1e9;
                 println!(
                     "    1 token, context {context:4}: {:7.3} ms a token, {rate:5.1} GB/s, {:3.0} % of memory",
@@ -129,9 +133,18 @@ fn layer_seconds(
     let (mut weighted, mut max, mut sum) =
         (vec![0.0; room * HEADS.head_dim], vec![0.0; room], vec![0.0; room]);
     fastest(|i| {
-        let (k, v, _) = memory.layer(form, i % LAYERS);
+        let (k, v, _) = memory.rows(form);
         let scratch = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };
-        attention(kernels, threads, HEADS, &q, (k, v), context - tokens, scratch, black_box(&mut out));
+        attention(
+            kernels,
+            threads,
+            place(i % LAYERS),
+            &q,
+            (k, v),
+            context - tokens,
+            scratch,
+            black_box(&mut out),
+        );
     })
 }
 

@@ -46,24 +46,9 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Elements of K, or of V, in one chunk of one layer.
-    pub const fn chunk_len(&self) -> usize {
-        self.n_kv_heads * SOFTMAX_CHUNK * self.head_dim
-    }
-
     /// Query heads that share a K/V head.
     const fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
-    }
-
-    /// The number of the row of one head and position in a layer's K or V: (chunk, kv head, position in the chunk).
-    pub const fn row(&self, kv_head: usize, position: usize) -> usize {
-        (position / SOFTMAX_CHUNK * self.n_kv_heads + kv_head) * SOFTMAX_CHUNK + position % SOFTMAX_CHUNK
-    }
-
-    /// Where that row begins: (row, head_dim).
-    pub const fn row_start(&self, kv_head: usize, position: usize) -> usize {
-        self.row(kv_head, position) * self.head_dim
     }
 
     /// Queries that [`attention`] wants room for, in contexts of up to `max_seq_len` positions that come in pieces of
@@ -74,28 +59,56 @@ impl Heads {
     }
 }
 
+/// Where a layer's keys, or values, are in a cache of several layers: (chunk, layer, kv head, position in the chunk).
+///
+/// Chunks come first, so that a cache is filled from its beginning, and memory for a long context is asked of the system
+/// in large pieces as the context grows.
+#[derive(Debug, Clone, Copy)]
+pub struct KvLayer {
+    /// The heads of every layer.
+    pub heads: Heads,
+    /// Layers that share the cache.
+    pub n_layers: usize,
+    /// The number of this layer.
+    pub layer: usize,
+}
+
+impl KvLayer {
+    /// The number of the row of one head and position.
+    pub const fn row(&self, kv_head: usize, position: usize) -> usize {
+        let chunk_and_layer = position / SOFTMAX_CHUNK * self.n_layers + self.layer;
+        (chunk_and_layer * self.heads.n_kv_heads + kv_head) * SOFTMAX_CHUNK + position % SOFTMAX_CHUNK
+    }
+
+    /// Where that row begins: (row, head_dim).
+    pub const fn row_start(&self, kv_head: usize, position: usize) -> usize {
+        self.row(kv_head, position) * self.heads.head_dim
+    }
+}
+
 /// Causal attention of `n` tokens, perhaps none, whose first is at position `first`.
 ///
-/// `q`, `out`: (n, n_heads, head_dim), the queries rotated and scaled. `k`, `v`: whole chunks of one layer's cache, in
-/// the order of [`Heads::row_start`], filled up to and including the last token. `scratch`: room for
+/// `q`, `out`: (n, n_heads, head_dim), the queries rotated and scaled. `k`, `v`: whole chunks of a cache, in the order
+/// of [`KvLayer::row_start`], in which this layer is filled up to and including the last token. `scratch`: room for
 /// [`Heads::scratch_queries`].
 pub fn attention(
     kernels: &Kernels,
     threads: &Threads,
-    heads: Heads,
+    place: KvLayer,
     q: &[f32],
     (k, v): (KvRows<'_>, KvRows<'_>),
     first: usize,
     scratch: PartialAttention<'_>,
     out: &mut [f32],
 ) {
+    let heads = place.heads;
     let dim = heads.n_heads * heads.head_dim;
     assert!(q.len() == out.len() && q.len().is_multiple_of(dim));
     let n = q.len() / dim;
     if n == 0 {
         return;
     }
-    let layer = Layer { kernels, heads, q, k, v, first };
+    let layer = Layer { kernels, place, heads, q, k, v, first };
     let n_chunks = (first + n).div_ceil(SOFTMAX_CHUNK);
     let out = Disjoint::new(out);
     if n > SPLIT_TOKENS || n_chunks <= 1 {
@@ -175,6 +188,7 @@ impl Partials<'_> {
 /// What all pieces of one call read.
 struct Layer<'a> {
     kernels: &'a Kernels,
+    place: KvLayer,
     heads: Heads,
     q: &'a [f32],
     k: KvRows<'a>,
@@ -317,7 +331,7 @@ impl Layer<'_> {
         for (len, query) in lens.iter_mut().zip(tile.clone()) {
             *len = seen(query);
         }
-        let (row, n, head_dim) = (self.heads.row(kv_head, start), seen(tile.end - 1), self.heads.head_dim);
+        let (row, n, head_dim) = (self.place.row(kv_head, start), seen(tile.end - 1), self.heads.head_dim);
         self.kernels.attend(q, self.k.rows(row, n, head_dim), self.v.rows(row, n, head_dim), lens, part);
     }
 
@@ -366,10 +380,11 @@ mod tests {
     use crate::reduce::{head_dot, head_sum};
 
     /// Attention as its definition reads, on rows of `f32`.
-    fn defined(heads: Heads, q: &[f32], k: &[f32], v: &[f32], first: usize) -> Vec<f32> {
+    fn defined(place: KvLayer, q: &[f32], k: &[f32], v: &[f32], first: usize) -> Vec<f32> {
+        let heads = place.heads;
         let Heads { n_heads, head_dim, .. } = heads;
         let row = |rows: &[f32], kv_head: usize, position: usize| -> Vec<f32> {
-            rows[heads.row_start(kv_head, position)..][..head_dim].to_vec()
+            rows[place.row_start(kv_head, position)..][..head_dim].to_vec()
         };
         let mut out = Vec::new();
         for (i, q) in q.chunks_exact(head_dim).enumerate() {
@@ -419,14 +434,15 @@ mod tests {
             [(7, 0), (0, 1), (0, 13), (255, 1), (250, 7), (255, 2), (251, 20), (511, 1), (505, 8), (509, 9)];
         for (n_heads, n_kv_heads, head_dim) in shapes {
             let heads = Heads { n_heads, n_kv_heads, head_dim };
-            let len = heads.row_start(0, 768);
+            let place = KvLayer { heads, n_layers: 2, layer: 1 };
+            let len = place.row_start(0, 768);
             let k: Vec<u16> = scattered(len, 1).map(|x| f16::from_f32(x).to_bits()).collect();
             let v: Vec<u16> = scattered(len, 2).map(|x| f16::from_f32(x).to_bits()).collect();
             let [wide_k, wide_v] =
                 [&k, &v].map(|rows| rows.iter().map(|b| f16::from_bits(*b).to_f32()).collect::<Vec<_>>());
             for (first, n) in places {
                 let q: Vec<f32> = scattered(n * n_heads * head_dim, 3).collect();
-                let want = defined(heads, &q, &wide_k, &wide_v, first);
+                let want = defined(place, &q, &wide_k, &wide_v, first);
                 for n_threads in [1, 2, 16] {
                     let threads = Threads::new(n_threads);
                     let room = heads.scratch_queries(first + n, n);
@@ -435,7 +451,7 @@ mod tests {
                     let mut out = vec![0.0; q.len()];
                     let scratch = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };
                     let rows = (KvRows::F16(&k), KvRows::F16(&v));
-                    attention(Kernels::best(), &threads, heads, &q, rows, first, scratch, &mut out);
+                    attention(Kernels::best(), &threads, place, &q, rows, first, scratch, &mut out);
                     assert!(out == want, "{heads:?}, {n} tokens at {first}, {n_threads} threads");
                 }
             }

@@ -69,6 +69,11 @@ impl DenseFormat {
         }
     }
 
+    /// Bits that an element takes, with its share of the block's scales.
+    pub const fn bits_per_weight(self) -> f64 {
+        (8 * self.block_bytes()) as f64 / self.block() as f64
+    }
+
     /// Bytes of a row of `cols` elements; `None` when they are no whole number of blocks, or too many.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         if !cols.is_multiple_of(self.block()) {
@@ -182,6 +187,7 @@ mod tests {
         assert_eq!(DenseFormat::Q6K.row_bytes(128), None);
         assert_eq!(DenseFormat::Q8_0.row_bytes(33), None);
         assert_eq!(DenseFormat::F32.row_bytes(usize::MAX), None);
+        assert_eq!(FORMATS.map(DenseFormat::bits_per_weight), [32.0, 16.0, 16.0, 8.5, 6.5625, 4.5]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod sse41;
 mod ternary_kernels;
+pub(crate) mod unpacking;
 mod vector;
 
 use std::fmt;
@@ -36,6 +37,7 @@ use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
 use elementwise::Column;
+use unpacking::{BASE3_WEIGHTS, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS};
 
 pub use elementwise::{Arithmetic, Comparison, Operand};
 pub use kv_rows::{KvRows, KvRowsMut, nibble_row_bytes, store_tokens};
@@ -250,6 +252,10 @@ pub struct Kernels {
     attend: Attend,
     merge: unsafe fn(acc: PartialAttention<'_>, chunk: PartialAttention<'_>),
     finish: unsafe fn(part: PartialAttention<'_>),
+    unpack_two_bit: unsafe fn(blocks: &[[u8; PLANE]], out: &mut [[i8; TWO_BIT_WEIGHTS]]),
+    unpack_base3: unsafe fn(blocks: &[[u8; PLANE]], out: &mut [[i8; BASE3_WEIGHTS]]),
+    unpack_bit_planes: unsafe fn(blocks: &[[u8; PAIR_BYTES]], out: &mut [[i8; PAIR_WEIGHTS]]),
+    unpack_sparse: unsafe fn(mask: &[u8], signs: &[u8], out: &mut [i8]),
 }
 
 impl fmt::Debug for Kernels {

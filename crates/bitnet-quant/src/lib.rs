@@ -17,6 +17,7 @@
 
 pub mod attention;
 pub mod dense;
+pub mod entropy;
 pub mod float;
 pub mod fpenv;
 pub mod head;
@@ -28,4 +29,14 @@ pub mod packing;
 pub mod reduce;
 pub mod rows;
 pub mod ternary;
+pub mod ternary_packing;
 pub mod threads;
+
+/// What packing and unpacking of ternary weights needs, in one import.
+pub mod prelude {
+    pub use crate::ternary_packing::{
+        PackedTernaryView, PackedTernaryWeights, SimdCapabilities, SimdUnpacker, TernaryPacker,
+        TernaryPackerFactory, TernaryPackingConfig, TernaryPackingError, TernaryPackingStrategy,
+        simd_unpack_weights,
+    };
+}

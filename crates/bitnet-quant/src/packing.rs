@@ -3,11 +3,13 @@
 //! A code is a byte 0, 1 or 2 that stands for the weight -1, 0 or +1. Every format has a file of its own that
 //! knows only its byte order; shapes, lengths and invalid codes are checked here, once for all of them. The code
 //! 3, which two bits can also spell, is refused: no format gives it a ternary meaning.
+//!
+//! Packings that are ours to choose, without shapes and scales, are in [`crate::ternary_packing`].
 
 mod hf_u8;
 pub mod i2_s;
 mod q2_0;
-mod tq1_0;
+pub(crate) mod tq1_0;
 mod tq2_0;
 
 use std::fmt;

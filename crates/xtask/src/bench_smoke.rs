@@ -1,5 +1,5 @@
 //! Benchmarks must work: `bitnet bench` on the embedded model with a few tokens, to see that no number is missing or 0,
-//! and every benchmark of the kernels and of the memory pool once.
+//! and every benchmark of the kernels, of the memory pool and of the packings once.
 
 use serde_json::Value;
 
@@ -9,6 +9,14 @@ use crate::error::Error;
 
 /// Tokens a second of the prompt and of generation, bytes a second, and the share of the measured peak bandwidth.
 const KEYS: [&str; 4] = ["pp_tok_s", "tg_tok_s", "tg_gb_s", "tg_peak_share"];
+
+const BENCHES: [(&str, &str); 5] = [
+    ("bitnet-quant", "kernels"),
+    ("bitnet-quant", "entropy"),
+    ("bitnet-core", "memory"),
+    ("bitnet-benchmarks", "packing_performance"),
+    ("bitnet-benchmarks", "simd_unpacking_performance"),
+];
 
 pub(crate) fn run() -> Result<Outcome, Error> {
     let report = output_json(cargo([
@@ -25,7 +33,7 @@ pub(crate) fn run() -> Result<Outcome, Error> {
         "--json",
     ]))?;
     check_report(&report)?;
-    for (package, bench) in [("bitnet-quant", "kernels"), ("bitnet-core", "memory")] {
+    for (package, bench) in BENCHES {
         run_command(cargo(["bench", "--package", package, "--bench", bench, "--", "--test"]))?;
     }
     Ok(Outcome::Done)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bitnet_core::file::compressed::CompressedFile;
 use bitnet_core::file::gguf::{self, Gguf};
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::file::{Mapping, find_model};
@@ -31,6 +32,8 @@ pub(super) struct ListedTensor {
     pub(super) shape: Vec<usize>,
     /// Bytes; `None` for types whose size is not known.
     pub(super) bytes: Option<usize>,
+    /// Bytes that they decode to, in a compressed model.
+    pub(super) unpacked_bytes: Option<usize>,
 }
 
 /// A metadata value, arrays without their items.
@@ -45,6 +48,8 @@ pub(super) enum Metadata {
 pub(super) struct TypeCount {
     pub(super) tensors: usize,
     pub(super) bytes: usize,
+    /// Bytes that they decode to; 0 where nothing is coded.
+    pub(super) unpacked_bytes: usize,
 }
 
 impl Listing {
@@ -59,7 +64,10 @@ impl Listing {
         if mapping.as_slice().starts_with(GGUF_MAGIC) {
             return Self::of_gguf(mapping);
         }
-        Ok(Self::of_checkpoint(&Checkpoint::parse(mapping)?))
+        match CompressedFile::parse(mapping.clone())? {
+            Some(file) => Self::of_compressed(&file),
+            None => Ok(Self::of_checkpoint(&Checkpoint::parse(mapping)?)),
+        }
     }
 
     fn of_gguf(mapping: Arc<Mapping>) -> anyhow::Result<Self> {
@@ -72,6 +80,7 @@ impl Listing {
             },
             shape: t.dims.iter().rev().copied().collect(),
             bytes: t.bytes().ok().map(|bytes| bytes.len()),
+            unpacked_bytes: None,
         });
         Ok(Listing {
             path: gguf.path().to_owned(),
@@ -81,12 +90,34 @@ impl Listing {
         })
     }
 
+    /// The coded tensors; those below a few kilobytes are among the other bytes of their files.
+    fn of_compressed(file: &CompressedFile) -> anyhow::Result<Self> {
+        let mut tensors = Vec::new();
+        for tensor in file.tensors() {
+            let tensor = tensor?;
+            tensors.push(ListedTensor {
+                name: tensor.name.to_owned(),
+                dtype: format!("coded {}", tensor.dtype),
+                shape: tensor.shape.to_vec(),
+                bytes: Some(tensor.bytes),
+                unpacked_bytes: Some(tensor.unpacked_bytes),
+            });
+        }
+        let names = file.file_names().map(|name| Value::String(name.to_owned())).collect();
+        let metadata = vec![
+            ("files".to_owned(), Metadata::Scalar(names)),
+            ("unpacked_bytes".to_owned(), Metadata::Scalar(file.unpacked_bytes().into())),
+        ];
+        Ok(Listing { path: file.path().to_owned(), format: "compressed".into(), tensors, metadata })
+    }
+
     fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
         let tensors = checkpoint.tensors().map(|t| ListedTensor {
             name: t.name.clone(),
             dtype: t.dtype.name().to_lowercase(),
             shape: t.shape.clone(),
             bytes: Some(t.bytes.len()),
+            unpacked_bytes: None,
         });
         Listing {
             path: checkpoint.path().to_owned(),
@@ -112,13 +143,18 @@ impl Listing {
             let (_, count) = &mut types[at];
             count.tensors += 1;
             count.bytes += tensor.bytes.unwrap_or(0);
+            count.unpacked_bytes += tensor.unpacked_bytes.unwrap_or(0);
         }
         types
     }
 
     pub(super) fn to_json(&self, with_tensors: bool) -> Value {
         let types = self.types().into_iter().map(|(dtype, count)| {
-            (dtype.to_owned(), json!({"tensors": count.tensors, "bytes": count.bytes}))
+            let mut object = json!({"tensors": count.tensors, "bytes": count.bytes});
+            if count.unpacked_bytes > 0 {
+                object["unpacked_bytes"] = count.unpacked_bytes.into();
+            }
+            (dtype.to_owned(), object)
         });
         let metadata = self.metadata.iter().map(|(key, value)| (key.clone(), value.to_json()));
         let mut file = json!({

@@ -17,7 +17,11 @@ pub(super) fn listing(out: &mut impl Write, listing: &Listing) -> io::Result<()>
     row(out, "file", listing.path.display())?;
     row(out, "format", &listing.format)?;
     for (dtype, count) in listing.types() {
-        row(out, "tensors", format_args!("{:>5} {dtype}, {}", count.tensors, size(count.bytes)))?;
+        let of = match count.unpacked_bytes {
+            0 => String::new(),
+            n => format!(" of {} ({:.1} %)", size(n), count.bytes as f64 / n as f64 * 100.0),
+        };
+        row(out, "tensors", format_args!("{:>5} {dtype}, {}{of}", count.tensors, size(count.bytes)))?;
     }
     for (key, value) in &listing.metadata {
         writeln!(out, "  {} = {}", key.escape_debug(), short(value))?;

@@ -97,7 +97,7 @@ impl Summary {
         let mut bytes = BytesByKind::default();
         let (mut ternary, mut other, mut weights) = (0usize, 0usize, 0usize);
         for role in Role::all(config.n_layers) {
-            let tensor = match source.tensor(role) {
+            let tensor = match source.outline(role) {
                 Ok(Some(tensor)) => tensor,
                 Ok(None) => {
                     if is_required(role) {

@@ -8,11 +8,11 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use bitnet_core::Error as CoreError;
 use bitnet_core::sequence::{SequenceManager, TruncationStrategy};
-use bitnet_inference::{Answer, Batch, Error, Text};
+use bitnet_inference::{Answer, Batch, Text};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{RunArgs, chat_ids, reason_name};
+use super::{RunArgs, chat_ids, conversation, reason_name};
 use crate::interrupt::{self, Watch};
 use crate::model::{finish_preparing, print_notices};
 use crate::values;
@@ -58,7 +58,28 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let options = args.generation.options(sampling.options.clone());
     let mut batch = model.batch(args.lines.batch.min(prompts.len().max(1)), &session_options)?;
-    let ids = sequences(model.text()?, &prompts, args, &batch, path)?;
+    let text = model.text()?;
+    let mut printer = Printer {
+        args,
+        path,
+        prompts: &prompts,
+        seed: sampling.seed(),
+        results: Vec::new(),
+        next: 0,
+        n_failed: 0,
+    };
+    printer.results.resize_with(prompts.len(), || None);
+    // What is wrong with one line is no matter of the others.
+    let (mut lines, mut ids) = (Vec::new(), Vec::new());
+    for (line, sequence) in sequences(text, &prompts, args, &batch)?.into_iter().enumerate() {
+        match sequence {
+            Ok(sequence) => {
+                lines.push(line);
+                ids.push(sequence);
+            }
+            Err(error) => printer.results[line] = Some(Err(error)),
+        }
+    }
     let lengths = SequenceManager::new().analyze_batch_lengths(&ids);
     if !args.quiet {
         sampling.print_seed();
@@ -67,15 +88,12 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     // From here on Ctrl-C leaves the answers as far as they go.
     let watch = Watch::start();
     let start = Instant::now();
-    let mut printer =
-        Printer { args, prompts: &prompts, seed: sampling.seed(), results: Vec::new(), next: 0 };
-    printer.results.resize_with(prompts.len(), || None);
     let mut answers = batch.generate(ids, &options)?;
-    while answers.step(|line, result| printer.results[line] = Some(result)) {
+    while answers.step(|i, result| printer.results[lines[i]] = Some(result.map_err(Into::into))) {
         printer.print_ready()?;
         if watch.asked() {
-            for (line, answer) in answers.leave() {
-                printer.results[line] = Some(Ok(answer));
+            for (i, answer) in answers.leave() {
+                printer.results[lines[i]] = Some(Ok(answer));
             }
             printer.print_rest()?;
             bail!("interrupted");
@@ -86,7 +104,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         let n = printer.n_tokens();
         say!(
             "{} prompts of {} to {} tokens, {:.1} on average · generated {n} tokens ({:.1} tok/s with the prompts)",
-            prompts.len(),
+            lines.len(),
             lengths.min_length,
             lengths.max_length,
             lengths.average_length,
@@ -94,9 +112,11 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         );
     }
     drop(watch);
-    let failed = printer.first_error(path);
     finish_preparing(&model, args.quiet);
-    failed.map_or(Ok(()), Err)
+    match printer.n_failed {
+        0 => Ok(()),
+        n => bail!("{n} of {} lines have no answer", prompts.len()),
+    }
 }
 
 fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
@@ -108,55 +128,59 @@ fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// The ids of all prompts, none of which is longer than the context allows.
+/// The ids of each prompt, or why it has none that the context has room for.
 fn sequences(
     text: &Text,
     prompts: &[String],
     args: &RunArgs,
     batch: &Batch,
-    path: &Path,
-) -> anyhow::Result<Vec<Vec<u32>>> {
+) -> anyhow::Result<Vec<anyhow::Result<Vec<u32>>>> {
     let around = if args.raw { text.tokenizer.with_special(&[]).len() } else { 0 };
     let wanted = if args.lines.truncate.is_some() { args.generation.max_tokens.max(1) - 1 } else { 0 };
     let context = batch.max_seq_len();
     let Some(room) = context.checked_sub(around + wanted).filter(|room| *room > 0) else {
         bail!("a context of {context} tokens has no room for prompts; give a larger --context");
     };
+    if !args.raw {
+        // What no line can have is said once.
+        conversation(text, args.generation.system.as_deref(), String::new())?;
+    }
     let mut manager = SequenceManager::new().with_max_length(room).with_truncation_strategy(
         args.lines.truncate.map_or(TruncationStrategy::NoTruncation, |side| match side {
             Side::Left => TruncationStrategy::TruncateLeft,
             Side::Right => TruncationStrategy::TruncateRight,
         }),
     );
-    let ids = prompts.iter().map(|prompt| -> anyhow::Result<Vec<u32>> {
-        match args.raw {
-            true => Ok(text.tokenizer.encode(prompt, false)?),
-            false => chat_ids(text, prompt.clone(), args),
-        }
-    });
-    let processed = manager.process_batch(&ids.collect::<anyhow::Result<Vec<_>>>()?, None);
-    let processed = processed.map_err(|error| match error {
-        CoreError::SequenceTooLong { index, len, .. } => anyhow::anyhow!(
-            "{}: line {}: {} tokens do not fit into the context of {context}; give a larger --context or a shorter line, \
-             or with --raw let it be cut by --truncate",
-            path.display(),
-            index + 1,
-            len + around,
-        ),
-        other => other.into(),
-    })?;
-    let special = |s: &[u32]| if args.raw { text.tokenizer.with_special(s) } else { s.to_vec() };
-    Ok(processed.sequences().iter().map(|s| special(&s.tokens)).collect())
+    let mut sequence = |prompt: &String| -> anyhow::Result<Vec<u32>> {
+        let ids = match args.raw {
+            true => text.tokenizer.encode(prompt, false)?,
+            false => chat_ids(text, prompt.clone(), args)?,
+        };
+        let processed = manager.process_batch(&[ids], None).map_err(|error| match error {
+            CoreError::SequenceTooLong { len, .. } => anyhow::anyhow!(
+                "{} tokens do not fit into the context of {context}; give a larger --context or a shorter line, or with \
+                 --raw let it be cut by --truncate",
+                len + around,
+            ),
+            other => other.into(),
+        })?;
+        let kept = processed.sequences().iter().flat_map(|s| &s.tokens).copied().collect::<Vec<_>>();
+        Ok(if args.raw { text.tokenizer.with_special(&kept) } else { kept })
+    };
+    Ok(prompts.iter().map(&mut sequence).collect())
 }
 
 /// Puts answers out in the order of their lines.
 struct Printer<'a> {
     args: &'a RunArgs,
+    path: &'a Path,
     prompts: &'a [String],
     seed: Option<u64>,
-    results: Vec<Option<Result<Answer, Error>>>,
+    results: Vec<Option<anyhow::Result<Answer>>>,
     /// The line whose answer comes next.
     next: usize,
+    /// Lines so far of which an error was printed in the place of an answer.
+    n_failed: usize,
 }
 
 impl Printer<'_> {
@@ -191,9 +215,13 @@ impl Printer<'_> {
                     writeln!(stdout, "{object}")?;
                 }
                 (Some(Err(error)), true) => {
-                    let object = json!({"prompt": self.prompts[line], "error": error.to_string()});
+                    let object = json!({"prompt": self.prompts[line], "error": format!("{error:#}")});
                     writeln!(stdout, "{object}")?;
                 }
+            }
+            if let Some(Err(error)) = &self.results[line] {
+                self.n_failed += 1;
+                say!("error: {}: line {}: {error:#}", self.path.display(), line + 1);
             }
         }
         self.next = end;
@@ -202,13 +230,6 @@ impl Printer<'_> {
 
     fn n_tokens(&self) -> usize {
         self.results.iter().flatten().flatten().map(|answer| answer.tokens.len()).sum()
-    }
-
-    /// What was wrong first; the other answers are out.
-    fn first_error(self, path: &Path) -> Option<anyhow::Error> {
-        let mut lines = self.results.into_iter().enumerate();
-        let (line, error) = lines.find_map(|(line, result)| Some((line, result?.err()?)))?;
-        Some(anyhow::Error::from(error).context(format!("{}: line {}", path.display(), line + 1)))
     }
 }
 

@@ -11,9 +11,22 @@ const CPUS: &str = "/sys/devices/system/cpu";
 const MEMORY_LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
 const MEMORY_USED: [&str; 2] =
     ["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"];
+const MEMORY_STAT: [&str; 2] = ["/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"];
+/// What the files above call cached pages of files that nobody has read lately.
+const IDLE_FILE_PAGES: [&str; 2] = ["inactive_file", "total_inactive_file"];
+/// What tells revisions of a processor apart, on x86 and on ARM.
+const REVISION: [&str; 7] =
+    ["cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision"];
 
 pub(super) fn processor_name() -> Option<String> {
     field(&fs::read_to_string("/proc/cpuinfo").ok()?, "model name").map(str::to_owned)
+}
+
+/// The fields that tell it from others of its name.
+pub(super) fn processor_revision() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let fields = REVISION.iter().filter_map(|key| Some(format!("{key} {}", field(&text, key)?)));
+    Some(fields.collect::<Vec<_>>().join(", "))
 }
 
 /// Cores that this process may use.
@@ -55,10 +68,20 @@ pub(super) fn memory_bytes() -> Option<u64> {
 }
 
 pub(super) fn available_bytes() -> Option<u64> {
-    let left = number_in(&MEMORY_LIMITS)
-        .zip(number_in(&MEMORY_USED))
-        .map(|(limit, used)| limit.saturating_sub(used));
+    let limits = number_in(&MEMORY_LIMITS).zip(number_in(&MEMORY_USED));
+    let left =
+        limits.map(|(limit, used)| left_in_group(limit, used, &text_in(&MEMORY_STAT).unwrap_or_default()));
     lower(lower(meminfo("MemAvailable"), left), memory_bytes())
+}
+
+/// What a control group may still take. The pages of files that it has read count as used, but those that are idle go as
+/// soon as somebody needs the memory: a mapped model would leave none free otherwise.
+fn left_in_group(limit: u64, used: u64, stat: &str) -> u64 {
+    let number = |key: &str| {
+        stat.lines().find_map(|line| line.split_once(' ').filter(|(k, _)| *k == key)?.1.trim().parse().ok())
+    };
+    let idle: u64 = IDLE_FILE_PAGES.into_iter().filter_map(number).max().unwrap_or(0);
+    limit.saturating_sub(used.saturating_sub(idle))
 }
 
 /// The lower of what is known.
@@ -73,7 +96,11 @@ fn meminfo(key: &str) -> Option<u64> {
 
 /// The number in the first of the files that there is; none where it says `max`.
 fn number_in(paths: &[&str]) -> Option<u64> {
-    paths.iter().find_map(|path| fs::read_to_string(path).ok())?.trim().parse().ok()
+    text_in(paths)?.trim().parse().ok()
+}
+
+fn text_in(paths: &[&str]) -> Option<String> {
+    paths.iter().find_map(|path| fs::read_to_string(path).ok())
 }
 
 /// The value of the first line `key : value`.
@@ -95,6 +122,16 @@ mod tests {
         assert_eq!(count_cores("0-1,4-5,7", pairs), Some(3), "an affinity that leaves out threads");
         assert_eq!(count_cores("0", |_| None), None, "a system that hides its topology");
         assert_eq!(count_cores("few", pairs), None);
+    }
+
+    #[test]
+    fn idle_pages_of_files_are_free() {
+        let stat = "anon 300\nfile 700\ninactive_file 600\nactive_file 100\n";
+        assert_eq!(left_in_group(2000, 1000, stat), 1600);
+        // The older interface has the group's own pages and those of all groups below it.
+        assert_eq!(left_in_group(2000, 1000, "inactive_file 1\ntotal_inactive_file 600\n"), 1600);
+        assert_eq!((left_in_group(2000, 1000, ""), left_in_group(500, 1000, stat)), (1000, 100));
+        assert_eq!(left_in_group(500, 400, stat), 500, "counters are not read in one moment");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use super::ExecutionBackend;
 use crate::error::{Recovery, RetryPolicy};
 use crate::{BitNetTensor, Error, Result};
 
-/// Runs `run` on the first backend of `order`. One that fails for a moment is tried again as `policy` says; where another
-/// backend may do better the next one takes over, and `notice` gets a line about it.
+/// Runs `run` on the first backend of `order`. One that fails for a moment is tried again as `policy` says; where that does
+/// not help, or another backend may do better, the next one takes over, and `notice` gets a line about it.
 pub fn run_with_fallback<T>(
     order: &[ExecutionBackend],
     policy: RetryPolicy,
@@ -19,7 +19,7 @@ pub fn run_with_fallback<T>(
         match policy.run(|| run(backend)) {
             Ok(value) => return Ok((backend, value)),
             Err(error) => match order.peek() {
-                Some(next) if error.recovery() == Recovery::Fallback => {
+                Some(next) if error.recovery() != Recovery::GiveUp => {
                     #[cfg(feature = "tracing")]
                     tracing::warn!(%backend, %next, %error, "a backend failed");
                     notice(format!("{backend} is passed over for {next}: {error}"));
@@ -81,6 +81,9 @@ pub fn fallback_to_candle(error: MlxError) -> Result<BitNetTensor> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
     use super::*;
     use crate::execution::ExecutionBackend::{Cpu, Metal, Simd};
 
@@ -105,6 +108,21 @@ mod tests {
         assert!(notices[0].contains("the device is lost"));
         let (result, notices) = failing(|_| None);
         assert_eq!((result.unwrap(), notices.len()), ((Metal, "ran"), 0));
+    }
+
+    #[test]
+    fn one_that_goes_on_failing_for_a_moment_is_passed_over_in_the_end() {
+        let mut tries = Vec::new();
+        let run = |backend| {
+            tries.push(backend);
+            match backend {
+                Metal => Err(Error::io(Path::new("device"), std::io::ErrorKind::TimedOut.into())),
+                _ => Ok(()),
+            }
+        };
+        let policy = RetryPolicy { attempts: 2, pause: Duration::ZERO };
+        let (backend, ()) = run_with_fallback(&[Metal, Simd, Cpu], policy, run, &mut |_| ()).unwrap();
+        assert_eq!((backend, tries), (Simd, vec![Metal, Metal, Simd]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a model runs on: backend, kernels, threads and layout, each with the reason why.
 
-use std::fmt;
+use std::{fmt, slice};
 
 use bitnet_quant::kernels::{Isa, Kernels};
 use bitnet_quant::layout::Layout;
@@ -80,6 +80,7 @@ impl ExecutionPlan {
             Some((n, _)) if plan.thread_counts.len() > 1 => plan.take_threads(n),
             _ => plan.note("threads", plan.threads.len(), threads_reason),
         }
+        plan.notices.extend(timings.notice());
         Ok(plan)
     }
 
@@ -127,14 +128,34 @@ impl ExecutionPlan {
         layout
     }
 
-    /// The layout that is asked for, that is the only one, or that was measured before.
+    /// The layout, where there is nothing to choose or everything was measured before.
     pub fn known_layout(&mut self, cache: &CacheDir) -> Option<Layout> {
-        if self.asked_layout.is_some() || !self.kernels.has_tiles() {
+        if self.thread_counts.len() * self.layouts().len() == 1 {
             return Some(self.quick_layout());
         }
-        let (_, layout) = self.measured(&Timings::read(Some(cache)))?;
-        self.note("layout", layout.name(), "measured to be the faster before");
+        let (n, layout) = self.measured(&Timings::read(Some(cache)))?;
+        if self.thread_counts.len() > 1 {
+            self.take_threads(n);
+        }
+        self.note_layout(layout, "measured to be the faster before");
         Some(layout)
+    }
+
+    /// The layouts to choose from: the one that was asked for, or those that the kernels have.
+    fn layouts(&self) -> &[Layout] {
+        match &self.asked_layout {
+            Some(layout) => slice::from_ref(layout),
+            None if self.kernels.has_tiles() => &Layout::ALL,
+            None => &[Layout::TwoBit],
+        }
+    }
+
+    /// Says why `layout` is taken, where there was a choice.
+    fn note_layout(&mut self, layout: Layout, measured: &str) {
+        match self.layouts() {
+            [_] => drop(self.quick_layout()),
+            _ => self.note("layout", layout.name(), measured),
+        }
     }
 
     /// The layout, and where there is a choice the number of threads, with which one token meets ternary weights fastest.
@@ -147,21 +168,22 @@ impl ExecutionPlan {
         for n in self.thread_counts.clone() {
             let other = (n != self.threads.len()).then(|| Threads::new(n));
             let threads = other.as_ref().unwrap_or(&self.threads);
-            for layout in Layout::ALL {
+            for &layout in self.layouts() {
                 timings.get_or_measure(&self.key(n, layout), || gemv_seconds(self.kernels, threads, layout));
             }
         }
         let Some((n, layout)) = self.measured(&timings) else { return self.quick_layout() };
-        if n != self.threads.len() {
+        if self.thread_counts.len() > 1 {
             self.take_threads(n);
         }
-        self.note("layout", layout.name(), "just measured to be the faster");
+        self.note_layout(layout, "just measured to be the faster");
+        self.notices.extend(timings.notice());
         layout
     }
 
-    /// The fastest number of threads and layout, once all of them are measured.
+    /// The fastest number of threads and layout, once all that there are to choose from are measured.
     fn measured(&self, timings: &Timings) -> Option<(usize, Layout)> {
-        let pairs = self.thread_counts.iter().flat_map(|n| Layout::ALL.map(|layout| (*n, layout)));
+        let pairs = self.thread_counts.iter().flat_map(|n| self.layouts().iter().map(|layout| (*n, *layout)));
         let seconds = pairs.map(|(n, layout)| Some((timings.get(&self.key(n, layout))?, (n, layout))));
         let seconds = seconds.collect::<Option<Vec<_>>>()?;
         seconds.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, pair)| pair)
@@ -207,7 +229,7 @@ impl ExecutionPlan {
         &self.choices
     }
 
-    /// What the user should see without asking: backends that failed.
+    /// What the user should see without asking: backends that failed, and measurements that could not be kept.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
@@ -276,6 +298,7 @@ mod tests {
         plan.thread_counts = vec![2, 1];
         let mut timings = Timings::read(None);
         assert_eq!(plan.measured(&timings), None);
+        let has_tiles = plan.kernels().has_tiles();
         for (n, layout, seconds) in [
             (2, Layout::TwoBit, 4.0),
             (2, Layout::Tiles, 3.0),
@@ -285,6 +308,36 @@ mod tests {
             timings.set(&plan.key(n, layout), seconds);
         }
         assert_eq!(plan.measured(&timings), Some((1, Layout::TwoBit)));
+        // The one that was asked for decides, even if another is faster with other threads.
+        timings.set(&plan.key(2, Layout::Tiles), 1.5);
+        plan.asked_layout = Some(Layout::Tiles);
+        assert_eq!(plan.measured(&timings), Some((2, Layout::Tiles)));
+        plan.asked_layout = None;
+        assert_eq!(plan.layouts().len(), 1 + usize::from(has_tiles));
+    }
+
+    #[test]
+    fn threads_are_measured_where_there_is_one_layout_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = CacheDir::new(folder.path(), u64::MAX);
+        for layout in Layout::ALL {
+            let asked = ExecutionRequest { layout: Some(layout), ..request(Some(1)) };
+            let plan = || {
+                let mut plan = ExecutionPlan::new(&asked, None).unwrap();
+                plan.thread_counts = vec![2, 1];
+                plan
+            };
+            assert_eq!(plan().known_layout(&cache), None, "nothing is known of the threads");
+            let mut first = plan();
+            assert_eq!(first.measure_layout(&cache), layout);
+            let said = |what| first.choices().iter().filter(|c| c.what == what).collect::<Vec<_>>();
+            assert!(said("threads").len() == 1 && said("threads")[0].reason.contains("measured"));
+            assert!(said("layout").len() == 1 && said("layout")[0].reason == "as was asked for");
+            Timings::read(Some(&cache)).set(&first.key(first.threads().len(), layout), 1e9);
+            let mut second = plan();
+            assert_eq!(second.measure_layout(&cache), layout);
+            assert_ne!(second.threads().len(), first.threads().len(), "what is known decides");
+        }
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::device::CpuCapabilities;
 use crate::file::CacheDir;
 
 /// The file in the cache.
 const FILE: &str = "timings.json";
 /// Files of other versions are measured again.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Measured values by what they are of. Everything is measured again where the file is missing, broken, of another
 /// version or of another processor.
@@ -19,6 +20,8 @@ const VERSION: u32 = 2;
 pub struct Timings {
     values: BTreeMap<String, f64>,
     cache: Option<CacheDir>,
+    /// Why the last value could not be written.
+    failure: Option<Error>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -32,7 +35,7 @@ impl Timings {
     /// What the file of `cache` holds; nothing is kept without a cache.
     pub fn read(cache: Option<&CacheDir>) -> Self {
         let values = cache.and_then(stored).unwrap_or_default();
-        Timings { values, cache: cache.cloned() }
+        Timings { values, cache: cache.cloned(), failure: None }
     }
 
     /// The value that was kept under `key`.
@@ -49,7 +52,7 @@ impl Timings {
         })
     }
 
-    /// Keeps `value`; what cannot be written is measured again next time.
+    /// Keeps `value`; what cannot be written is measured again next time, and [`Timings::notice`] says so.
     pub fn set(&mut self, key: &str, value: f64) {
         // Nothing takes no time, and no rate is zero.
         if !value.is_finite() || value <= 0.0 {
@@ -61,11 +64,15 @@ impl Timings {
         let mut values = stored(cache).unwrap_or_default();
         values.extend(self.values.iter().map(|(key, value)| (key.clone(), *value)));
         let stored = Stored { version: VERSION, processor: processor(), values };
-        if cache.make_room(0).is_ok()
-            && let Ok(json) = serde_json::to_vec_pretty(&stored)
-        {
-            let _ = fs::write(cache.path(FILE), json);
-        }
+        // Names and finite numbers are always JSON.
+        let json = serde_json::to_vec_pretty(&stored).unwrap_or_default();
+        self.failure = cache.write(FILE, &json).err();
+    }
+
+    /// A line for the user where what was measured could not be kept; it comes once.
+    pub fn notice(&mut self) -> Option<String> {
+        let error = self.failure.take()?;
+        Some(format!("what was measured here is not kept, and will be measured again: {error}"))
     }
 }
 
@@ -76,7 +83,7 @@ fn stored(cache: &CacheDir) -> Option<BTreeMap<String, f64>> {
 }
 
 fn processor() -> String {
-    CpuCapabilities::detect().name.unwrap_or_default()
+    CpuCapabilities::detect().identity()
 }
 
 #[cfg(test)]
@@ -102,7 +109,7 @@ mod tests {
         for broken in [
             String::new(),
             whole[..whole.len() / 2].to_owned(),
-            whole.replace("\"version\": 2", "\"version\": 1"),
+            whole.replace("\"version\": 3", "\"version\": 2"),
             whole.replace("\"processor\": \"", "\"processor\": \"other "),
             whole.replace("1.5", "-1.5"),
         ] {
@@ -110,5 +117,21 @@ mod tests {
             assert_eq!(measured("a"), (2.5, 1), "{broken}");
         }
         assert_eq!(Timings::read(None).get("a"), None);
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "what is written under another name first has been renamed");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let occupied = folder.path().join("file");
+        fs::write(&occupied, "").unwrap();
+        let cache = CacheDir::new(&occupied, u64::MAX);
+        let mut timings = Timings::read(Some(&cache));
+        assert_eq!(timings.get_or_measure("a", || 1.5), 1.5);
+        let notice = timings.notice().unwrap();
+        assert!(notice.contains("is not kept") && notice.contains("file"), "{notice}");
+        assert_eq!(timings.notice(), None);
+        assert_eq!(timings.get("a"), Some(1.5), "this run knows it all the same");
     }
 }

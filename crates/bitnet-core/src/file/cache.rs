@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::output::OutputFile;
 use crate::{Error, Result};
 
 /// The environment variable that names another folder.
@@ -74,6 +75,14 @@ impl CacheDir {
             }
         }
         Ok(())
+    }
+
+    /// Writes a file that is whole or not there, whoever reads or writes it meanwhile.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.make_room(0)?;
+        let mut file = OutputFile::create(&self.path(name))?;
+        file.write(bytes)?;
+        file.publish()
     }
 
     fn files(&self) -> Result<Vec<CachedFile>> {

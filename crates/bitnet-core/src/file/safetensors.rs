@@ -8,6 +8,7 @@ mod dtype;
 mod header;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -43,6 +44,7 @@ pub struct Tensor {
 #[derive(Debug)]
 pub struct SafeTensors {
     tensors: IndexMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl SafeTensors {
@@ -64,16 +66,21 @@ impl SafeTensors {
                 malformed(0, format!("a header of {header_len} bytes is announced where {left} bytes follow"))
             })?;
         let data_start = PREFIX_BYTES + json.len();
-        let tensors = header::read(json, &mapping, data_start).map_err(|e| {
+        let (tensors, metadata) = header::read(json, &mapping, data_start).map_err(|e| {
             malformed(PREFIX_BYTES + json_error_offset(json, &e) as usize, format!("in the header: {e}"))
         })?;
         check_layout(&tensors, data_start, file.len()).map_err(|(at, rule)| malformed(at, rule))?;
-        Ok(SafeTensors { tensors })
+        Ok(SafeTensors { tensors, metadata })
     }
 
     /// Every tensor, in the order of the header.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
         self.tensors.values()
+    }
+
+    /// The free texts that the file's writer left.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// The tensor of this name.

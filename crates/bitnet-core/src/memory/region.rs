@@ -63,3 +63,37 @@ impl Mapped {
         discarded
     }
 }
+
+/// Gives the whole pages of `bytes` back to the system, which reads them as zeros until they are written again. A system
+/// that cannot do that leaves them as they are.
+pub(crate) fn release(bytes: &mut [u8]) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    // SAFETY: asks for a number. All memory of a pool is private and anonymous, so that its pages come back as zeros, and
+    // only the borrower of these bytes may see that.
+    unsafe {
+        let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(LARGE_PAGE);
+        let start = bytes.as_ptr().align_offset(page);
+        let len = bytes.len().saturating_sub(start) / page * page;
+        if len > 0 {
+            libc::madvise(bytes.as_mut_ptr().add(start).cast(), len, libc::MADV_DONTNEED);
+        }
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = bytes;
+}
+
+/// Asks for large pages behind the whole ones of `bytes`, which keep what they hold.
+pub(crate) fn prefer_large_pages(bytes: &[u8]) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    {
+        let start = bytes.as_ptr().align_offset(LARGE_PAGE);
+        let len = bytes.len().saturating_sub(start) / LARGE_PAGE * LARGE_PAGE;
+        if len > 0 {
+            // SAFETY: the range is of mapped memory, and the advice changes none of its bytes. Where it is refused, pages
+            // stay as they are.
+            unsafe { libc::madvise(bytes.as_ptr().add(start).cast_mut().cast(), len, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = bytes;
+}

@@ -1,26 +1,29 @@
-//! Conversions with their error, which is what a precision costs.
+//! The converter of whoever decides about precisions: it converts, and tells what a precision costs in accuracy.
 
-use super::{ConversionConfig, ConversionStrategy};
-use crate::conversion::ConversionEngine;
-use crate::memory::HybridMemoryPool;
+use bitnet_quant::dense::DenseFormat;
+
+use super::ConversionConfig;
+use crate::conversion::{ConversionEngine, StoredMatrix};
+use crate::memory::{ALIGNMENT, HybridMemoryPool, MemoryHandle};
 use crate::{BitNetDType, BitNetTensor, Result};
 
-/// How far a converted tensor is from what it was.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct ConversionError {
-    /// The largest difference.
-    pub max: f64,
-    /// √(Σ difference² / Σ value²); 0 where all values are 0.
-    pub relative: f64,
-}
-
-/// Converts tensors and tells what was lost.
+/// Converts tensors and matrices.
 #[derive(Debug, Clone)]
 pub struct PrecisionConverter {
     engine: ConversionEngine,
-    /// Widens, without a strategy of its own.
-    exact: ConversionEngine,
     pool: HybridMemoryPool,
+}
+
+/// A tensor as the engine would keep it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// Rows of `cols` values in `format`.
+    pub(super) bytes: MemoryHandle,
+    pub(super) format: DenseFormat,
+    /// Those of the tensor, and zeros up to a whole block.
+    pub(super) cols: usize,
+    /// How far it is from the tensor.
+    pub(super) error: f64,
 }
 
 impl PrecisionConverter {
@@ -31,12 +34,7 @@ impl PrecisionConverter {
 
     /// A converter whose results live in `pool`.
     pub fn with_pool(config: ConversionConfig, pool: HybridMemoryPool) -> Result<Self> {
-        let exact = ConversionConfig { strategy: ConversionStrategy::Direct, ..ConversionConfig::default() };
-        Ok(PrecisionConverter {
-            engine: ConversionEngine::new(config, pool.clone())?,
-            exact: ConversionEngine::new(exact, pool.clone())?,
-            pool,
-        })
+        Ok(PrecisionConverter { engine: ConversionEngine::new(config, pool.clone())?, pool })
     }
 
     /// `tensor` as `dtype`.
@@ -44,36 +42,57 @@ impl PrecisionConverter {
         self.engine.convert(tensor, dtype)
     }
 
-    /// The same, and how far it is from `tensor`.
-    pub fn convert_measured(
-        &self,
-        tensor: &BitNetTensor,
-        dtype: BitNetDType,
-    ) -> Result<(BitNetTensor, ConversionError)> {
+    /// The same, and √(Σ difference² / Σ value²) between the two; 0 where all values are 0.
+    pub fn convert_measured(&self, tensor: &BitNetTensor, dtype: BitNetDType) -> Result<(BitNetTensor, f64)> {
         let converted = self.engine.convert(tensor, dtype)?;
-        let error = self.error(tensor, &converted)?;
+        let error = relative_error(self.values(tensor)?.as_bytes(), self.values(&converted)?.as_bytes());
         Ok((converted, error))
     }
 
-    /// The values of `tensor` in single precision, without gaps.
-    pub(super) fn values(&self, tensor: &BitNetTensor) -> Result<BitNetTensor> {
-        self.exact.convert(tensor, BitNetDType::F32)?.contiguous(&self.pool)
+    /// `matrix` in another stored format: [`ConversionEngine::convert_matrix`].
+    pub fn convert_matrix(&self, matrix: StoredMatrix<'_>, format: DenseFormat) -> Result<MemoryHandle> {
+        self.engine.convert_matrix(matrix, format)
     }
 
-    /// How far `converted` is from `tensor`, in values.
-    fn error(&self, tensor: &BitNetTensor, converted: &BitNetTensor) -> Result<ConversionError> {
-        let [before, after] = [tensor, converted].map(|t| self.values(t));
-        let (before, after) = (before?, after?);
-        let values = before.as_bytes().as_chunks().0.iter().zip(after.as_bytes().as_chunks().0);
-        let (mut max, mut squares, mut of) = (0.0f64, 0.0, 0.0);
-        for (before, after) in values {
-            let [before, after] = [before, after].map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
-            let difference = before - after;
-            max = max.max(difference.abs());
-            squares += difference * difference;
-            of += before * before;
+    /// The rows of `tensor`, which is not empty, as a matrix of the engine in `format`.
+    pub(super) fn keep(&self, tensor: &BitNetTensor, format: DenseFormat) -> Result<Kept> {
+        let values = self.values(tensor)?;
+        let own = row_len(tensor);
+        let cols = own.next_multiple_of(format.block());
+        let mut wide =
+            self.pool.allocate(tensor.len() / own * cols * size_of::<f32>(), ALIGNMENT, &tensor.device())?;
+        let rows = wide.as_mut_slice().chunks_mut(cols * size_of::<f32>());
+        for (row, values) in rows.zip(values.as_bytes().chunks(own * size_of::<f32>())) {
+            row[..values.len()].copy_from_slice(values);
         }
-        let relative = if of > 0.0 { (squares / of).sqrt() } else { 0.0 };
-        Ok(ConversionError { max, relative })
+        let bytes = self.convert_matrix(matrix(&wide, DenseFormat::F32, cols), format)?;
+        let back = self.convert_matrix(matrix(&bytes, format, cols), DenseFormat::F32)?;
+        let error = relative_error(wide.as_slice(), back.as_slice());
+        Ok(Kept { bytes, format, cols, error })
     }
+
+    /// The values of `tensor` in single precision, without gaps.
+    fn values(&self, tensor: &BitNetTensor) -> Result<BitNetTensor> {
+        self.engine.convert(tensor, BitNetDType::F32)?.contiguous(&self.pool)
+    }
+}
+
+/// Elements of a row: those of the last dimension.
+pub(super) fn row_len(tensor: &BitNetTensor) -> usize {
+    tensor.shape().last().copied().unwrap_or(1)
+}
+
+fn matrix(handle: &MemoryHandle, format: DenseFormat, cols: usize) -> StoredMatrix<'_> {
+    StoredMatrix { bytes: handle.as_slice(), format, cols }
+}
+
+/// √(Σ difference² / Σ value²) of values in single precision.
+fn relative_error(before: &[u8], after: &[u8]) -> f64 {
+    let (mut squares, mut of) = (0.0, 0.0);
+    for (before, after) in before.as_chunks().0.iter().zip(after.as_chunks().0) {
+        let [before, after] = [before, after].map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
+        squares += (before - after) * (before - after);
+        of += before * before;
+    }
+    if of > 0.0 { (squares / of).sqrt() } else { 0.0 }
 }

@@ -44,8 +44,8 @@ impl MixedPrecisionConfig {
             Error::malformed(path, (before + e.column().saturating_sub(1)) as u64, e.to_string())
         })?;
         let mut config = MixedPrecisionConfig::of_strategy(file.strategy);
-        config.only_narrow = file.only_narrow.unwrap_or(config.only_narrow);
-        config.components.extend(file.components);
+        config.only_narrow = file.only_narrow;
+        config.components = file.components;
         config.layers = file.layers;
         file.policies.into_iter().for_each(|policy| config.policies.add_policy(policy));
         Ok(config)

@@ -1,21 +1,25 @@
 //! The manager: what each tensor is to be, what that costs on the layers that it knows, and what would be better.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::linear::{DenseView, dense_linear};
 use bitnet_quant::threads::Threads;
 
+use super::converter::{Kept, row_len};
 use super::{
-    ComponentType, ConversionConfig, LayerType, MixedPrecisionConfig, PolicyContext, PolicyEngine,
-    PrecisionConverter,
+    ComponentType, ConversionConfig, LayerType, MixedPrecisionConfig, PolicyAction, PolicyContext,
+    PolicyEngine, PrecisionConverter, matches_name,
 };
 use crate::{BitNetDType, BitNetTensor, Error, Result};
 
 /// How often a time is taken; the shortest counts.
 const TIMINGS: usize = 3;
+/// What the caches of sessions are called where rules are about layers.
+const KV_CACHE: &str = "kv_cache";
 
 /// The precisions of one layer, and what is known of its tensors.
 #[derive(Debug, Clone)]
@@ -69,11 +73,23 @@ impl LayerPrecisionSpec {
         self
     }
 
-    /// The values of a component: what analysis needs to measure errors.
+    /// The values of a component, row by row: what analysis needs to measure errors. They may be a part of the elements
+    /// that [`with_elements`](Self::with_elements) then counts.
     pub fn with_tensor(mut self, component: ComponentType, tensor: BitNetTensor) -> Self {
         self.elements.insert(component, tensor.len());
         self.tensors.insert(component, tensor);
         self
+    }
+
+    /// Bytes of a component in this format.
+    fn bytes_of(&self, component: ComponentType, precision: BitNetDType) -> usize {
+        let elements = self.elements.get(&component).copied().unwrap_or(0);
+        let Some(format) = precision.dense_format() else {
+            return precision.size_bytes(elements).unwrap_or(usize::MAX);
+        };
+        let cols = self.tensors.get(&component).map_or(elements, row_len).max(1);
+        let row = format.row_bytes(cols.next_multiple_of(format.block())).unwrap_or(usize::MAX);
+        elements.div_ceil(cols).saturating_mul(row)
     }
 
     fn check(&self) -> Result<()> {
@@ -149,9 +165,9 @@ pub struct TensorAnalysis {
     pub precision: BitNetDType,
     /// Elements.
     pub elements: usize,
-    /// Bytes in that format.
+    /// Bytes as the engine stores a matrix in that format: integers in blocks that have a scale each.
     pub bytes: usize,
-    /// √(Σ difference² / Σ value²) as measured on the values; `None` where they are not known.
+    /// √(Σ difference² / Σ value²) as measured on the values, stored in the same way; `None` where they are not known.
     pub error: Option<f64>,
 }
 
@@ -175,6 +191,8 @@ pub struct PrecisionAnalysis {
 pub struct PrecisionManager {
     config: MixedPrecisionConfig,
     layers: Mutex<BTreeMap<String, LayerPrecisionSpec>>,
+    /// Of the names that the configuration has rules for, those that some question was about.
+    met: Mutex<BTreeSet<String>>,
 }
 
 impl PrecisionManager {
@@ -186,7 +204,7 @@ impl PrecisionManager {
             return Err(Error::bad_setting(setting, "about that component"));
         }
         config.policies.check()?;
-        Ok(PrecisionManager { config, layers: Mutex::default() })
+        Ok(PrecisionManager { config, layers: Mutex::default(), met: Mutex::default() })
     }
 
     /// Checks also that the inference engine does what `config` asks for.
@@ -196,7 +214,9 @@ impl PrecisionManager {
             let must = "the same for all layers, as a component";
             return Err(Error::bad_setting("the precision of the KV cache", must));
         }
-        Self::new(config)
+        let manager = Self::new(config)?;
+        manager.config.policies.check_for_engine()?;
+        Ok(manager)
     }
 
     /// The configuration.
@@ -204,27 +224,44 @@ impl PrecisionManager {
         &self.config
     }
 
-    /// The format for the tensor that `context` describes, which the file has as `stored` where that is a format of
-    /// tensors; `None` to leave it as it is. What policies choose is checked against what the engine can do.
+    /// The format for the tensor that `context` describes, which is `stored` if nobody says otherwise; `None` to leave it as
+    /// it is. What policies choose is checked against what the engine can do.
     pub fn precision(
         &self,
         context: &PolicyContext<'_>,
-        stored: Option<BitNetDType>,
+        stored: Option<DenseFormat>,
     ) -> Result<Option<BitNetDType>> {
         let PolicyContext { layer, layer_type, component, .. } = *context;
-        let precision = self.config.precision_of(layer, layer_type, component);
-        let formats = component.engine_formats();
+        self.meet(layer, layer_type);
+        let precision = self.config.precision_of(layer, layer_type, component, stored);
         let Some(action) = self.config.policies.evaluate(context) else { return Ok(precision) };
-        let precision = action.apply(precision.or(stored), formats);
+        let at = precision.and_then(BitNetDType::dense_format).or(stored);
+        let precision = action.apply(at, component.engine_formats()).or(precision);
         check(precision.map(|precision| (component, precision)), ComponentType::engine_formats)?;
         Ok(precision)
     }
 
+    /// Takes note of the rules that are about a layer.
+    fn meet(&self, layer: &str, layer_type: LayerType) {
+        let of_layers = self.config.layers.iter().filter(|(_, config)| config.layer_type.covers(layer_type));
+        let names = of_layers.map(|(name, _)| name.as_str()).chain(self.config.policies.layer_names());
+        let names = names.filter(|name| matches_name(name, layer));
+        self.met.lock().unwrap_or_else(PoisonError::into_inner).extend(names.map(str::to_owned));
+    }
+
+    /// The names that the configuration has rules for, but that none of the layers in question so far has.
+    pub fn unmet_names(&self) -> Vec<String> {
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_policies = self.config.policies.layer_names().filter(|name| !matches_name(name, KV_CACHE));
+        let names = self.config.layers.keys().map(String::as_str).chain(of_policies);
+        names.filter(|name| !met.contains(*name)).map(str::to_owned).collect()
+    }
+
     /// The format of keys and values, while so many percent of main memory are in use; `None` where nothing is said.
     pub fn kv_cache(&self, memory_usage: Option<f64>) -> Result<Option<BitNetDType>> {
-        let context = PolicyContext::new("kv_cache", LayerType::Attention, ComponentType::KvCache, 0);
+        let context = PolicyContext::new(KV_CACHE, LayerType::Attention, ComponentType::KvCache, 0);
         // What it is by itself, which rules may lower or raise.
-        self.precision(&PolicyContext { memory_usage, ..context }, Some(BitNetDType::F16))
+        self.precision(&PolicyContext { memory_usage, ..context }, Some(DenseFormat::F16))
     }
 
     /// Takes note of a layer, in the place of one of the same name.
@@ -242,11 +279,9 @@ impl PrecisionManager {
         for spec in self.layers().values() {
             for (component, elements) in &spec.elements {
                 let precision = self.precision_in(spec, *component);
-                let bytes = precision.size_bytes(*elements).unwrap_or(usize::MAX);
-                let error = match spec.tensors.get(component) {
-                    Some(tensor) => Some(converter.convert_measured(tensor, precision)?.1.relative),
-                    None => None,
-                };
+                let bytes = spec.bytes_of(*component, precision);
+                let tensor = spec.tensors.get(component).filter(|tensor| !tensor.is_empty());
+                let error = tensor.map(|tensor| error(&converter, tensor, precision)).transpose()?;
                 if let Some(error) = error {
                     error_sum += error * *elements as f64;
                     measured += elements;
@@ -275,7 +310,6 @@ impl PrecisionManager {
         for spec in self.layers().values() {
             for (component, tensor) in &spec.tensors {
                 let from = self.precision_in(spec, *component);
-                let formats = component.formats().iter().filter(|f| **f != BitNetDType::BitNet158);
                 if from == BitNetDType::BitNet158
                     || tensor.dtype() == BitNetDType::BitNet158
                     || tensor.is_empty()
@@ -283,16 +317,33 @@ impl PrecisionManager {
                     continue;
                 }
                 let mut costs = Vec::new();
-                for format in formats {
-                    costs.push((*format, cost(&converter, tensor, *format)?));
+                for precision in component.formats() {
+                    let Some(format) = precision.dense_format() else { continue };
+                    // A matrix has whole blocks.
+                    if !row_len(tensor).is_multiple_of(format.block()) {
+                        continue;
+                    }
+                    let kept = match converter.keep(tensor, format) {
+                        Err(Error::Unrepresentable { .. }) => continue,
+                        kept => kept?,
+                    };
+                    let bytes = spec.bytes_of(*component, *precision) as f64;
+                    // Norms are no matrices, and next to nothing is read of an embedding; but it may be the head, too.
+                    let seconds = if *component == ComponentType::Norm { 0.0 } else { seconds(&kept) };
+                    costs.push((*precision, [bytes, seconds, kept.error]));
                 }
                 let largest = |i: usize| costs.iter().map(|(_, cost)| cost[i]).fold(0.0f64, f64::max);
                 let largest = [largest(0), largest(1), largest(2)];
                 let score = |cost: &[f64; 3]| -> f64 {
                     (0..3).filter(|i| largest[*i] > 0.0).map(|i| weights[i] * cost[i] / largest[i]).sum()
                 };
-                let best = costs.iter().min_by(|(_, a), (_, b)| score(a).total_cmp(&score(b)));
-                if let Some((to, [bytes, seconds, error])) = best.filter(|(to, _)| *to != from) {
+                // Of equals the smallest, and none where all is well.
+                let better =
+                    |a: &[f64; 3], b: &[f64; 3]| score(a).total_cmp(&score(b)).then(a[0].total_cmp(&b[0]));
+                let best = costs.iter().min_by(|(_, a), (_, b)| better(a, b));
+                let now = costs.iter().find(|(precision, _)| *precision == from).map(|(_, cost)| score(cost));
+                let best = best.filter(|(to, cost)| *to != from && now.is_none_or(|now| score(cost) < now));
+                if let Some((to, [bytes, seconds, error])) = best {
                     let (layer, component) = (spec.name.clone(), *component);
                     let reason = format!(
                         "{bytes} bytes, {:.3} µs a product, {:.3} % error",
@@ -306,14 +357,33 @@ impl PrecisionManager {
         Ok(changes)
     }
 
+    /// Changes the formats of registered layers, as [`optimize_precision`](Self::optimize_precision) proposes it.
+    pub fn apply(&self, changes: &[PrecisionChange]) {
+        let mut layers = self.layers();
+        for PrecisionChange { layer, component, to, .. } in changes {
+            if let Some(spec) = layers.get_mut(layer) {
+                spec.components.insert(*component, *to);
+            }
+        }
+    }
+
+    /// The format of `component` of each registered layer that has one, by the name of the layer.
+    pub fn precisions(&self, component: ComponentType) -> BTreeMap<String, (LayerType, BitNetDType)> {
+        let layers = self.layers();
+        let of_layer = |spec: &LayerPrecisionSpec| Some((spec.layer_type, *spec.components.get(&component)?));
+        layers.iter().filter_map(|(name, spec)| Some((name.clone(), of_layer(spec)?))).collect()
+    }
+
     /// Asks `policies` about every registered layer that allows it, under what has been measured meanwhile, and changes the
-    /// formats of its components. `measured`: only what is not about a tensor is read.
+    /// formats of its components; but what is known to have no error is not raised. `measured`: only what is not about a
+    /// tensor is read.
     pub fn adjust(
         &self,
         policies: &PolicyEngine,
         measured: &PolicyContext<'_>,
     ) -> Result<Vec<PrecisionChange>> {
         policies.check()?;
+        let converter = PrecisionConverter::new(ConversionConfig::high_precision())?;
         let mut layers = self.layers();
         let mut changes = Vec::new();
         for spec in layers.values_mut().filter(|spec| spec.dynamic) {
@@ -324,8 +394,13 @@ impl PrecisionManager {
                 let context = PolicyContext { layer, layer_type, component, parameters, ..*measured };
                 let decision = policies.decide(&context).filter(|_| from != BitNetDType::BitNet158);
                 let Some((policy, action)) = decision else { continue };
-                let Some(to) = action.apply(Some(from), component.formats()) else { continue };
+                let Some(to) = action.apply(from.dense_format(), component.formats()) else { continue };
                 check([(component, to)], ComponentType::formats)?;
+                if let (PolicyAction::RaisePrecision, Some(tensor)) = (action, spec.tensors.get(&component))
+                    && error(&converter, tensor, from)? == 0.0
+                {
+                    continue;
+                }
                 if to != from {
                     spec.components.insert(component, to);
                     let reason = policy.to_string();
@@ -339,7 +414,7 @@ impl PrecisionManager {
     /// What a layer says for itself, then what is said for it, then single precision.
     fn precision_in(&self, spec: &LayerPrecisionSpec, component: ComponentType) -> BitNetDType {
         let own = spec.components.get(&component).copied();
-        let said = || self.config.precision_of(&spec.name, spec.layer_type, component);
+        let said = || self.config.precision_of(&spec.name, spec.layer_type, component, None);
         own.or_else(said).unwrap_or(match component {
             ComponentType::Activations => spec.input,
             _ => BitNetDType::F32,
@@ -351,32 +426,27 @@ impl PrecisionManager {
     }
 }
 
-/// Bytes, seconds to read the values, and the relative error of a tensor in a format.
-fn cost(converter: &PrecisionConverter, tensor: &BitNetTensor, format: BitNetDType) -> Result<[f64; 3]> {
-    let (converted, error) = converter.convert_measured(tensor, format)?;
-    Ok([converted.size_bytes() as f64, seconds(converter, tensor, format)?, error.relative])
+/// How far a tensor is from its values when it is kept in this format.
+fn error(converter: &PrecisionConverter, tensor: &BitNetTensor, precision: BitNetDType) -> Result<f64> {
+    match precision.dense_format() {
+        Some(format) => Ok(converter.keep(tensor, format)?.error),
+        None => Ok(converter.convert_measured(tensor, precision)?.1),
+    }
 }
 
-/// The time of a product of the values with a vector, as the engine computes products of dense matrices in `format`.
-fn seconds(converter: &PrecisionConverter, tensor: &BitNetTensor, format: BitNetDType) -> Result<f64> {
-    let Some(format) = format.dense_format() else { return Ok(0.0) };
-    let wide = converter.values(tensor)?;
-    let values = wide.as_bytes().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-    let mut values: Vec<f32> = values.collect();
-    values.resize(values.len().next_multiple_of(format.block()), 0.0);
-    let mut bytes = Vec::new();
-    // What is not written here has no type, either.
-    if format.quantize_row(&values, &mut bytes).is_err() {
-        return Ok(0.0);
-    }
-    let (view, threads) = (DenseView::new(&bytes, 1, values.len(), format), Threads::new(1));
+/// The time of a product with a vector, as the engine computes it on one thread.
+fn seconds(kept: &Kept) -> f64 {
+    let bytes = kept.bytes.as_slice();
+    let row = kept.format.row_bytes(kept.cols).unwrap_or(bytes.len()).max(1);
+    let view = DenseView::new(bytes, bytes.len() / row, kept.cols, kept.format);
+    let (x, mut out, threads) = (vec![1.0; kept.cols], vec![0.0; bytes.len() / row], Threads::new(1));
     let mut shortest = f64::INFINITY;
     for _ in 0..TIMINGS {
         let start = Instant::now();
-        dense_linear(Kernels::best(), &threads, &view, &values, 1, std::hint::black_box(&mut [0.0]));
+        dense_linear(Kernels::best(), &threads, &view, &x, 1, std::hint::black_box(&mut out));
         shortest = shortest.min(start.elapsed().as_secs_f64());
     }
-    Ok(shortest)
+    shortest
 }
 
 fn check(

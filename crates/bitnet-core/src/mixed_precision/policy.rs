@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bitnet_quant::dense::DenseFormat;
 use serde::{Deserialize, Serialize};
 
 use super::{ComponentType, LayerType, matches_name};
@@ -95,6 +96,22 @@ impl PolicyCondition {
         }
     }
 
+    /// Whether the engine can tell when it decides about a tensor: what a model achieves is not known before it runs, and
+    /// some components it does not have.
+    fn check_for_engine(&self, policy: &str, rule: &str) -> Result<()> {
+        let condition = match (&self.value, self.condition) {
+            (_, ConditionType::Accuracy) => "the accuracy".to_owned(),
+            (_, ConditionType::TokensPerSecond) => "the tokens per second".to_owned(),
+            (ConditionValue::Text(name), ConditionType::Component)
+                if named(name).is_some_and(ComponentType::is_beyond_engine) =>
+            {
+                format!("the component `{name}`")
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::PolicyCondition { policy: policy.to_owned(), rule: rule.to_owned(), condition })
+    }
+
     /// Whether it holds; what nobody has measured holds for nothing.
     fn holds(&self, context: &PolicyContext<'_>) -> bool {
         let number = match self.condition {
@@ -114,8 +131,14 @@ impl PolicyCondition {
             (ConditionValue::Text(value), None) => {
                 let is = match self.condition {
                     ConditionType::LayerName => matches_name(value, context.layer),
-                    ConditionType::LayerType => named::<LayerType>(value) == Some(context.layer_type),
-                    ConditionType::Component => named::<ComponentType>(value) == Some(context.component),
+                    ConditionType::LayerType => {
+                        named::<LayerType>(value).is_some_and(|named| named.covers(context.layer_type))
+                    }
+                    ConditionType::Component => {
+                        let named = named::<ComponentType>(value);
+                        named == Some(context.component)
+                            || named.is_some() && named == context.component.general()
+                    }
                     _ => return false,
                 };
                 is == (self.operator == ConditionOperator::Equal)
@@ -143,23 +166,23 @@ pub enum PolicyAction {
 }
 
 impl PolicyAction {
-    /// What becomes of `precision` of a component that can have `formats`.
-    pub(super) fn apply(
-        self,
-        precision: Option<BitNetDType>,
-        formats: &[BitNetDType],
-    ) -> Option<BitNetDType> {
-        let bits = precision.map(BitNetDType::bits);
-        // What is not ternary by its training is nothing as ternary.
-        let formats = || formats.iter().copied().filter(|f| *f != BitNetDType::BitNet158);
-        let narrower = || formats().filter(|f| Some(f.bits()) < bits).max_by_key(|f| f.bits());
-        let wider = || formats().filter(|f| Some(f.bits()) > bits).min_by_key(|f| f.bits());
-        match self {
-            PolicyAction::SetPrecision(precision) => Some(precision),
-            _ if precision.is_none() => None,
-            PolicyAction::LowerPrecision => narrower().or(precision),
-            PolicyAction::RaisePrecision => wider().or(precision),
-        }
+    /// What becomes of a component that would be kept as `at` otherwise, and that can have `formats`; `None` where there is
+    /// nothing beyond that. Formats are compared by the bits that a weight takes in them, so that every one has neighbours,
+    /// even those that can only be read.
+    pub(super) fn apply(self, at: Option<DenseFormat>, formats: &[BitNetDType]) -> Option<BitNetDType> {
+        // What is not ternary by its training is nothing as ternary, which is no dense format.
+        let formats = formats.iter().filter_map(|f| Some((*f, f.dense_format()?.bits_per_weight())));
+        let bits = at.map(DenseFormat::bits_per_weight);
+        let next = match self {
+            PolicyAction::SetPrecision(precision) => return Some(precision),
+            PolicyAction::LowerPrecision => {
+                formats.filter(|(_, b)| Some(*b) < bits).max_by(|a, b| a.1.total_cmp(&b.1))
+            }
+            PolicyAction::RaisePrecision => {
+                formats.filter(|(_, b)| bits.is_some_and(|bits| *b > bits)).min_by(|a, b| a.1.total_cmp(&b.1))
+            }
+        };
+        next.map(|(format, _)| format)
     }
 }
 
@@ -290,22 +313,28 @@ impl PolicyEngine {
 
     /// Whether all conditions make sense.
     pub fn check(&self) -> Result<()> {
-        for policy in &self.policies {
-            for rule in &policy.rules {
-                rule.conditions.iter().try_for_each(|condition| condition.check(&policy.id, &rule.id))?;
-            }
-        }
-        Ok(())
+        self.conditions().try_for_each(|(policy, rule, condition)| condition.check(policy, rule))
     }
-}
 
-/// Main memory that is in use, in percent, where the system tells it.
-pub fn memory_usage_percent() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| -> Option<f64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix("kB")?.trim().parse().ok()
-    };
-    let total = field("MemTotal")?;
-    Some(100.0 * (total - field("MemAvailable")?) / total)
+    /// Whether the engine can tell of all conditions if they hold.
+    pub(super) fn check_for_engine(&self) -> Result<()> {
+        self.conditions().try_for_each(|(policy, rule, condition)| condition.check_for_engine(policy, rule))
+    }
+
+    /// The names of layers that conditions are about.
+    pub(super) fn layer_names(&self) -> impl Iterator<Item = &str> {
+        self.conditions().filter_map(|(_, _, condition)| match (&condition.value, condition.condition) {
+            (ConditionValue::Text(name), ConditionType::LayerName) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Every condition, with the names of its policy and rule.
+    fn conditions(&self) -> impl Iterator<Item = (&str, &str, &PolicyCondition)> {
+        self.policies.iter().flat_map(|policy| {
+            policy.rules.iter().flat_map(move |rule| {
+                rule.conditions.iter().map(move |condition| (policy.id.as_str(), rule.id.as_str(), condition))
+            })
+        })
+    }
 }

@@ -1,12 +1,18 @@
+use bitnet_quant::dense::DenseFormat;
+
 use super::*;
-use crate::memory::{ALIGNMENT, HybridMemoryPool};
+use crate::memory::{ALIGNMENT, HybridMemoryPool, MemoryHandle};
 use crate::{BitNetTensor, Device, Error};
 
-fn tensor(values: &[f32]) -> BitNetTensor {
+fn handle(values: &[f32]) -> MemoryHandle {
     let pool = HybridMemoryPool::new().unwrap();
     let mut handle = pool.allocate(4 * values.len(), ALIGNMENT, &Device::Cpu).unwrap();
     handle.as_mut_slice().copy_from_slice(bytemuck::cast_slice(values));
-    BitNetTensor::from_handle(handle, &[values.len()], F32).unwrap()
+    handle
+}
+
+fn tensor(values: &[f32]) -> BitNetTensor {
+    BitNetTensor::from_handle(handle(values), &[values.len()], F32).unwrap()
 }
 
 fn asked(
@@ -16,7 +22,8 @@ fn asked(
     component: ComponentType,
 ) -> Option<BitNetDType> {
     let manager = PrecisionManager::for_engine(config.clone()).unwrap();
-    manager.precision(&PolicyContext::new(layer, layer_type, component, 100), Some(F32)).unwrap()
+    let context = PolicyContext::new(layer, layer_type, component, 100);
+    manager.precision(&context, Some(DenseFormat::F32)).unwrap()
 }
 
 fn refusal(config: MixedPrecisionConfig) -> String {
@@ -144,6 +151,10 @@ fn policies_hold_under_their_conditions_and_by_priority() {
         (ConditionType::LayerName, NotEqual, text("blk.7.*"), false),
         (ConditionType::Component, Equal, text("dense_linear"), true),
         (ConditionType::Component, Equal, text("head"), false),
+        // More general names, as elsewhere.
+        (ConditionType::LayerType, Equal, text("linear"), true),
+        (ConditionType::Component, Equal, text("weights"), true),
+        (ConditionType::Component, NotEqual, text("weights"), false),
     ] {
         let condition = PolicyCondition::new(condition, operator, value);
         let rule =
@@ -189,9 +200,10 @@ fn policies_come_before_what_is_configured() {
     );
     let manager = PrecisionManager::for_engine(MixedPrecisionConfig::default().with_policy(bad)).unwrap();
     let norm = PolicyContext::new("output_norm", LayerType::Norm, ComponentType::Norm, 8);
-    assert_eq!(manager.precision(&norm, Some(F32)).unwrap(), None);
+    assert_eq!(manager.precision(&norm, Some(DenseFormat::F32)).unwrap(), None);
     let tight = PolicyContext { memory_usage: Some(99.0), ..norm };
-    assert!(matches!(manager.precision(&tight, Some(F32)), Err(Error::Precision { precision: I4, .. })));
+    let refused = manager.precision(&tight, Some(DenseFormat::F32));
+    assert!(matches!(refused, Err(Error::Precision { precision: I4, .. })));
 }
 
 #[test]
@@ -200,15 +212,12 @@ fn the_strategies_differ_in_what_they_ask_for() {
         let manager = PrecisionManager::for_engine(config.clone()).unwrap();
         let head = asked(&config, "output", LayerType::Head, ComponentType::Head);
         let norm = asked(&config, "output_norm", LayerType::Norm, ComponentType::Norm);
-        (manager.kv_cache(None).unwrap(), head, norm, config.narrows_only(), config.strategy().name())
+        (manager.kv_cache(None).unwrap(), head, norm, config.strategy().name())
     };
-    assert_eq!(formats(MixedPrecisionConfig::conservative()), (Some(F32), None, None, true, "conservative"));
-    assert_eq!(formats(MixedPrecisionConfig::balanced()), (Some(F16), Some(I8), None, true, "balanced"));
-    assert_eq!(
-        formats(MixedPrecisionConfig::aggressive()),
-        (Some(I8), Some(I4), Some(BF16), true, "aggressive")
-    );
-    assert_eq!(formats(MixedPrecisionConfig::default()), (None, None, None, false, "custom"));
+    assert_eq!(formats(MixedPrecisionConfig::conservative()), (Some(F32), None, None, "conservative"));
+    assert_eq!(formats(MixedPrecisionConfig::balanced()), (Some(F16), Some(I8), None, "balanced"));
+    assert_eq!(formats(MixedPrecisionConfig::aggressive()), (Some(I8), Some(I4), Some(BF16), "aggressive"));
+    assert_eq!(formats(MixedPrecisionConfig::default()), (None, None, None, "custom"));
 }
 
 #[test]
@@ -227,7 +236,6 @@ fn files_say_the_same_and_their_faults_have_a_place() {
                 {"type": "memory_usage", "operator": "greater_than", "value": 95}]}]}]}"#,
     )
     .unwrap();
-    assert!(!config.narrows_only());
     assert_eq!(asked(&config, "output", LayerType::Head, ComponentType::Head), Some(I8));
     assert_eq!(asked(&config, "token_embd", LayerType::Embedding, ComponentType::Embedding), Some(I4));
     assert_eq!(asked(&config, "blk.0.attn_q", LayerType::Attention, ComponentType::DenseLinear), Some(BF16));
@@ -253,16 +261,17 @@ fn spec(name: &str, weight: BitNetDType) -> LayerPrecisionSpec {
 fn analysis_counts_bytes_and_measures_errors() {
     let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();
     assert_eq!(manager.analyze_configuration().unwrap(), PrecisionAnalysis::default());
-    // Halves of a step of 1 / 127: the error is known.
+    // The error is known: a step of the only block is 1 / 127 in half precision, and the codes are whole.
     let values = [1.0, 0.5, -0.25];
     manager.register_layer(spec("a", I8).with_tensor(ComponentType::Weights, tensor(&values))).unwrap();
     manager.register_layer(spec("b", F16).with_elements(ComponentType::Weights, 1000)).unwrap();
     let analysis = manager.analyze_configuration().unwrap();
-    assert_eq!((analysis.bytes, analysis.single_precision_bytes), (3 + 2000, 4 * 1003));
-    assert!((analysis.memory_savings - (1.0 - 2003.0 / 4012.0)).abs() < 1e-12);
+    assert_eq!((analysis.bytes, analysis.single_precision_bytes), (34 + 2000, 4 * 1003));
+    assert!((analysis.memory_savings - (1.0 - 2034.0 / 4012.0)).abs() < 1e-12);
     let codes: [f64; 3] = [127.0, 64.0, -32.0];
     let squares = |x: [f64; 3]| x.iter().map(|x| x * x).sum::<f64>();
-    let differences = std::array::from_fn(|i| f64::from(values[i]) - codes[i] / 127.0);
+    let step = half::f16::from_f32(1.0 / 127.0).to_f64();
+    let differences = std::array::from_fn(|i| f64::from(values[i]) - codes[i] * step);
     let want = (squares(differences) / squares(values.map(f64::from))).sqrt();
     assert!((analysis.accuracy_impact - want).abs() < 1e-6, "{} {want}", analysis.accuracy_impact);
     assert_eq!(analysis.tensors[1].error, None);
@@ -327,7 +336,7 @@ fn layers_that_allow_it_follow_what_is_measured() {
     let (layer, reason) = ("dynamic".into(), "name: why".into());
     let change = PrecisionChange { layer, component: ComponentType::Weights, from: F16, to: I8, reason };
     assert_eq!(adjust(tight), [change]);
-    assert_eq!(manager.analyze_configuration().unwrap().bytes, 64 + 128 + 16);
+    assert_eq!(manager.analyze_configuration().unwrap().bytes, 2 * 34 + 128 + 16);
     assert_eq!(adjust(tight)[0].to, I4);
     assert_eq!(adjust(tight), [], "what is dense does not become ternary");
     let poor = PolicyContext { accuracy: Some(50.0), ..nothing };
@@ -338,7 +347,161 @@ fn layers_that_allow_it_follow_what_is_measured() {
 fn the_converter_tells_what_was_lost() {
     let converter = PrecisionConverter::new(ConversionConfig::default()).unwrap();
     let (converted, error) = converter.convert_measured(&tensor(&[1.0, 2049.0]), F16).unwrap();
-    assert_eq!((converted.dtype(), error.max), (F16, 1.0));
-    assert!((error.relative - 1.0 / (1.0f64 + 2049.0 * 2049.0).sqrt()).abs() < 1e-12);
-    assert_eq!(converter.convert_measured(&tensor(&[0.0]), I8).unwrap().1, ConversionError::default());
+    assert_eq!(converted.dtype(), F16);
+    assert!((error - 1.0 / (1.0f64 + 2049.0 * 2049.0).sqrt()).abs() < 1e-12);
+    assert_eq!(converter.convert_measured(&tensor(&[0.0]), I8).unwrap().1, 0.0);
+}
+
+/// One large value among small ones spoils its own block, and no other.
+#[test]
+fn what_is_measured_is_what_the_engine_stores() {
+    let mut values: Vec<f32> = (0..1024).map(|i| (i * 37 % 101) as f32 / 100.0).collect();
+    values[0] = 1000.0;
+    let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();
+    let values = BitNetTensor::from_handle(handle(&values), &[16, 64], F32).unwrap();
+    let one_scale = PrecisionConverter::new(ConversionConfig::default()).unwrap();
+    for (precision, format) in [(I8, DenseFormat::Q8_0), (I4, DenseFormat::Q4_0)] {
+        let layer = spec("a", precision).with_tensor(ComponentType::Weights, values.clone());
+        manager.register_layer(layer.with_elements(ComponentType::Weights, 64_000)).unwrap();
+        let analysis = manager.analyze_configuration().unwrap();
+        assert_eq!(analysis.bytes, 1000 * format.row_bytes(64).unwrap(), "of all, not of the sample");
+        let mut stored = Vec::new();
+        let wide = values.as_slice::<f32>();
+        format.quantize_row(wide, &mut stored).unwrap();
+        let mut back = vec![0.0; wide.len()];
+        format.dequantize_row(&stored, &mut back);
+        let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+            wide.iter().zip(&back).map(|(x, y)| f(f64::from(*x), f64::from(*y))).sum()
+        };
+        let want = (sum(&|x, y| (x - y) * (x - y)) / sum(&|x, _| x * x)).sqrt();
+        assert!((analysis.accuracy_impact - want).abs() < 1e-9, "{precision}");
+        assert!(want < 0.5 * one_scale.convert_measured(&values, precision).unwrap().1, "{precision}");
+    }
+}
+
+#[test]
+fn rules_that_the_engine_cannot_follow_are_refused_by_name() {
+    use ConditionOperator::{Equal, LessThan, NotEqual};
+    let float = || ConditionValue::Float(1.0);
+    for (condition, operator, value, named) in [
+        (ConditionType::Accuracy, LessThan, float(), "the accuracy"),
+        (ConditionType::TokensPerSecond, LessThan, float(), "the tokens per second"),
+        (
+            ConditionType::Component,
+            Equal,
+            ConditionValue::Text("activations".into()),
+            "the component `activations`",
+        ),
+        (
+            ConditionType::Component,
+            NotEqual,
+            ConditionValue::Text("gradients".into()),
+            "the component `gradients`",
+        ),
+        (
+            ConditionType::Component,
+            Equal,
+            ConditionValue::Text("attention_scores".into()),
+            "`attention_scores`",
+        ),
+    ] {
+        let condition = PolicyCondition::new(condition, operator, value);
+        let rule = PolicyRule::new("r".into(), PolicyAction::LowerPrecision).add_condition(condition);
+        let policy = PrecisionPolicy::new("p".into(), String::new(), String::new()).add_rule(rule);
+        let config = MixedPrecisionConfig::default().with_policy(policy);
+        assert!(PrecisionManager::new(config.clone()).is_ok(), "others may know more than the engine");
+        let error = PrecisionManager::for_engine(config).unwrap_err();
+        assert!(matches!(error, Error::PolicyCondition { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}
+
+#[test]
+fn what_the_user_says_goes_before_what_a_strategy_leaves() {
+    let stored = Some(DenseFormat::Q4_0);
+    let of = |config: &MixedPrecisionConfig, component, stored| {
+        let manager = PrecisionManager::for_engine(config.clone()).unwrap();
+        let context = PolicyContext::new("output", LayerType::Head, component, 100);
+        manager.precision(&context, stored).unwrap()
+    };
+    let balanced = MixedPrecisionConfig::balanced();
+    assert_eq!(of(&balanced, ComponentType::Head, stored), None, "it would be larger");
+    assert_eq!(of(&balanced, ComponentType::Head, Some(DenseFormat::F16)), Some(I8));
+    let explicit = balanced.clone().with_component(ComponentType::Head, F16);
+    assert_eq!(of(&explicit, ComponentType::Head, stored), Some(F16));
+    assert_eq!(of(&explicit.only_narrowing(true), ComponentType::Head, stored), None, "said of everything");
+    assert_eq!(of(&balanced.only_narrowing(false), ComponentType::Head, stored), Some(I8));
+    // BF16 takes no fewer bytes than F16, and holds less of it.
+    let aggressive = MixedPrecisionConfig::aggressive();
+    assert_eq!(of(&aggressive, ComponentType::Norm, Some(DenseFormat::F16)), None);
+    assert_eq!(of(&aggressive, ComponentType::Norm, Some(DenseFormat::F32)), Some(BF16));
+}
+
+/// Q6_K can only be read. It has formats on either side all the same.
+#[test]
+fn formats_that_are_only_read_can_be_lowered_and_raised() {
+    for (action, want) in [(PolicyAction::LowerPrecision, I4), (PolicyAction::RaisePrecision, I8)] {
+        let rule = PolicyRule::new("r".into(), action);
+        let policy = PrecisionPolicy::new("p".into(), String::new(), String::new()).add_rule(rule);
+        let manager =
+            PrecisionManager::for_engine(MixedPrecisionConfig::default().with_policy(policy)).unwrap();
+        let head = PolicyContext::new("output", LayerType::Head, ComponentType::Head, 100);
+        let of = |stored| manager.precision(&head, Some(stored)).unwrap();
+        assert_eq!(of(DenseFormat::Q6K), Some(want));
+        let end = if want == I4 { DenseFormat::Q4_0 } else { DenseFormat::F32 };
+        assert_eq!(of(end), None, "there is nothing beyond {end}");
+    }
+}
+
+#[test]
+fn names_that_nothing_has_are_known() {
+    use ConditionOperator::Equal;
+    let named = |name: &str| {
+        let condition =
+            PolicyCondition::new(ConditionType::LayerName, Equal, ConditionValue::Text(name.into()));
+        let rule = PolicyRule::new("r".into(), PolicyAction::LowerPrecision).add_condition(condition);
+        PrecisionPolicy::new("p".into(), String::new(), String::new()).add_rule(rule)
+    };
+    let attention = || LayerPrecisionConfig::new(LayerType::Attention, F16);
+    let config = MixedPrecisionConfig::default()
+        .with_layer_config("blk.*.attn_q".into(), attention())
+        .with_layer_config("blk.*.ffn_up".into(), attention())
+        .with_policy(named("kv_cache"))
+        .with_policy(named("output"))
+        .with_policy(named("outptu"));
+    let manager = PrecisionManager::for_engine(config).unwrap();
+    for (layer, layer_type) in [
+        ("blk.0.attn_q", LayerType::Attention),
+        ("blk.0.ffn_up", LayerType::FeedForward),
+        ("output", LayerType::Head),
+    ] {
+        manager.precision(&PolicyContext::new(layer, layer_type, ComponentType::Weights, 1), None).unwrap();
+    }
+    assert_eq!(manager.unmet_names(), ["blk.*.ffn_up", "outptu"], "no such layer, or none of that type");
+}
+
+#[test]
+fn what_has_no_error_is_not_raised() {
+    let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();
+    // Halves, so that F16 holds them.
+    let values: Vec<f32> = (0..64).map(|i| i as f32 / 2.0).collect();
+    let layer = |name, precision| {
+        spec(name, precision).with_tensor(ComponentType::Weights, tensor(&values)).with_dynamic_adjustment()
+    };
+    manager.register_layer(layer("exact", F16)).unwrap();
+    manager.register_layer(layer("rounded", I4)).unwrap();
+    let mut policies = PolicyEngine::new();
+    policies.add_policy(rule(
+        PolicyAction::RaisePrecision,
+        ConditionType::Accuracy,
+        ConditionOperator::LessThan,
+        90.0,
+    ));
+    let nothing = PolicyContext::new("", LayerType::Linear, ComponentType::Weights, 0);
+    let poor = PolicyContext { accuracy: Some(50.0), ..nothing };
+    let changes = manager.adjust(&policies, &poor).unwrap();
+    assert_eq!(changes.iter().map(|c| (c.layer.as_str(), c.to)).collect::<Vec<_>>(), [("rounded", I8)]);
+    manager.apply(&[PrecisionChange { to: F32, ..changes[0].clone() }]);
+    let precisions = manager.precisions(ComponentType::Weights);
+    assert_eq!(precisions["rounded"], (LayerType::Linear, F32));
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind, context};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Tokenizer;
 use crate::{Error, Result};
@@ -30,7 +30,7 @@ const BITNET_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
 const WRONG_BITNET_MARK: &str = "BITNETAssistant";
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user` or `assistant`.
     pub role: String,

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use bitnet_core::conversion::{ConversionConfig, ConversionEngine, StoredMatrix};
 use bitnet_core::file::gguf::GgufWriter;
+use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::TernaryFormat;
@@ -14,6 +16,9 @@ use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::source::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor};
 use crate::ternary_rows::TernaryRows;
+
+/// Rows that are converted together take so many bytes, as numbers.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// The tensors of a file, ready to be written.
 pub(super) struct Tensors<'a> {
@@ -152,8 +157,10 @@ impl<'a> Tensors<'a> {
         let mut scale_beside = 1.0;
         let mut scale_error = 0f32;
         let input = self.source.path();
+        let config = ConversionConfig { validate_results: true, ..ConversionConfig::default() };
+        let engine = ConversionEngine::new(config, HybridMemoryPool::new()?)?;
         self.file.write(path, progress, |content, sink| match content {
-            Content::Dense { stored, from, to } => write_dense(stored, *from, *to, input, sink),
+            Content::Dense { stored, from, to } => write_dense(&engine, stored, *from, *to, input, sink),
             Content::Ternary { stored, order } => {
                 let mut rows = TernaryRows::new(stored, input)?;
                 let scale = self.output.write(stored, &mut rows, *order, input, sink)?;
@@ -187,31 +194,33 @@ fn is_vector(role: Role) -> bool {
 
 /// Writes a dense tensor, as it is where the formats agree.
 fn write_dense(
+    engine: &ConversionEngine,
     stored: &StoredTensor,
     from: DenseFormat,
     to: DenseFormat,
     path: &Path,
     sink: &mut RowSink<'_, '_>,
 ) -> CoreResult<()> {
-    let cols = stored.cols;
-    let row_bytes = stored.data.bytes().len() / stored.rows;
-    let (mut values, mut back, mut converted) = (vec![0.0; cols], vec![0.0; cols], Vec::new());
-    for row in stored.data.bytes().chunks_exact(row_bytes) {
+    let (bytes, cols) = (stored.data.bytes(), stored.cols);
+    let row_bytes = bytes.len() / stored.rows;
+    let rows = (CHUNK_BYTES / (cols * size_of::<f32>())).max(1);
+    for chunk in bytes.chunks(rows * row_bytes) {
+        let n_weights = chunk.len() / row_bytes * cols;
         if from == to {
-            sink.write(row, cols)?;
+            sink.write(chunk, n_weights)?;
             continue;
         }
-        from.dequantize_row(row, &mut values);
-        converted.clear();
-        to.quantize_row(&values, &mut converted).map_err(|e| bad_tensor(path, &stored.name, e))?;
-        to.dequantize_row(&converted, &mut back);
-        let overflow = values.iter().zip(&back).find(|(value, back)| value.is_finite() && !back.is_finite());
-        if let Some((value, _)) = overflow {
-            let problem =
-                format!("it has the value {value}, which is beyond the range of {to}; choose bf16 or f32");
-            return Err(bad_tensor(path, &stored.name, problem));
-        }
-        sink.write(&converted, cols)?;
+        let matrix = StoredMatrix { bytes: chunk, format: from, cols };
+        let converted = engine.convert_matrix(matrix, to).map_err(|error| match error {
+            CoreError::Unrepresentable { value, .. } => {
+                let problem = format!(
+                    "it has the value {value}, which is beyond the range of {to}; choose bf16 or f32"
+                );
+                bad_tensor(path, &stored.name, problem)
+            }
+            other => other.context(format!("the tensor `{}`", stored.name)),
+        })?;
+        sink.write(converted.as_slice(), n_weights)?;
     }
     Ok(())
 }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitnet_core::Error as CoreError;
 use bitnet_core::file::Mapping;
 use bitnet_core::file::safetensors::{Checkpoint, Dtype, Tensor};
 use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer, TokenizerConfig};
+use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::TernaryFormat;
 
@@ -33,19 +33,38 @@ pub struct HfFiles {
 }
 
 impl HfFiles {
-    fn open(folder: &Path) -> Result<Self> {
-        let optional = |name: &str| {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        Self::open_in(Mapping::open(&folder.join("config.json"))?, |name| {
             let path = folder.join(name);
             path.exists().then(|| Mapping::open(&path)).transpose()
-        };
-        Ok(HfFiles {
-            config: Mapping::open(&folder.join("config.json"))?,
-            generation_config: optional("generation_config.json")?,
-            tokenizer: optional("tokenizer.json")?,
-            tokenizer_config: optional("tokenizer_config.json")?,
-            special_tokens_map: optional("special_tokens_map.json")?,
-            chat_template: optional("chat_template.jinja")?,
         })
+    }
+
+    /// The files that `open` finds, and the configuration, which no model is without.
+    pub(crate) fn open_in(
+        config: Arc<Mapping>,
+        open: impl Fn(&str) -> CoreResult<Option<Arc<Mapping>>>,
+    ) -> Result<Self> {
+        Ok(HfFiles {
+            config,
+            generation_config: open("generation_config.json")?,
+            tokenizer: open("tokenizer.json")?,
+            tokenizer_config: open("tokenizer_config.json")?,
+            special_tokens_map: open("special_tokens_map.json")?,
+            chat_template: open("chat_template.jinja")?,
+        })
+    }
+
+    /// Those that there are.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Mapping>> {
+        let optional = [
+            &self.generation_config,
+            &self.tokenizer,
+            &self.tokenizer_config,
+            &self.special_tokens_map,
+            &self.chat_template,
+        ];
+        [&self.config].into_iter().chain(optional.into_iter().flatten())
     }
 }
 
@@ -81,6 +100,11 @@ impl HfSource {
     /// The tensors.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The small files.
+    pub fn files(&self) -> &HfFiles {
+        &self.files
     }
 
     fn find(&self, role: Role) -> Option<(String, &Tensor)> {

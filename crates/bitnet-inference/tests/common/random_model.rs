@@ -78,6 +78,26 @@ impl Default for Recipe {
     }
 }
 
+impl Recipe {
+    /// The least model of dense layers, for prompts that are long: no quantiser rounds away the last bits of what attention
+    /// gives.
+    pub(crate) fn small_and_dense(vocab_size: usize) -> Self {
+        Recipe {
+            architecture: Architecture::Qwen3,
+            dim: 12,
+            ffn_dim: 8,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 6,
+            n_layers: 1,
+            vocab_size,
+            activation: Activation::Silu,
+            projections: vec![StoredAs::Dense(DenseFormat::F32)],
+            ..Default::default()
+        }
+    }
+}
+
 /// A tensor, not yet written.
 #[derive(Debug, Clone)]
 pub(crate) struct Tensor {

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::sync::OnceLock;
 
-use bitnet_quant::attention::{Heads, attention};
+use bitnet_quant::attention::{Heads, KvLayer, attention};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::{KvRows, PartialAttention};
 use bitnet_quant::layout::{TernaryView, row_bytes, tiles};
@@ -93,13 +93,14 @@ fn attention_f16(bencher: Bencher<'_, '_>, case: &Case) {
     let queries = HEADS.scratch_queries(POSITIONS, 1);
     let (mut weighted, mut max, mut sum) =
         (vec![0.0; queries * HEADS.head_dim], vec![0.0; queries], vec![0.0; queries]);
-    let rows = HEADS.row_start(0, POSITIONS);
+    const PLACE: KvLayer = KvLayer { heads: HEADS, n_layers: 1, layer: 0 };
+    let rows = PLACE.row_start(0, POSITIONS);
     let mut layers = cache.chunks_exact(2 * rows).cycle();
     measure(bencher, "attention_f16", case, Limit::Memory, 2 * 2 * rows, || {
         let (k, v) = layers.next().unwrap().split_at(rows);
         let (k, v) = (KvRows::F16(k), KvRows::F16(v));
         let scratch = PartialAttention { weighted: &mut weighted, max: &mut max, sum: &mut sum };
         let out = black_box(&mut out);
-        attention(case.kernels, &case.threads, HEADS, &q, (k, v), POSITIONS - 1, scratch, out);
+        attention(case.kernels, &case.threads, PLACE, &q, (k, v), POSITIONS - 1, scratch, out);
     });
 }

@@ -45,135 +45,60 @@ trait Rows: Copy {
     fn start(row: Self::Row) -> *const u8;
 }
 
-#[derive(Clone, Copy)]
-struct F32Rows(*const f32);
-#[derive(Clone, Copy)]
-struct F16Rows(*const u16);
-#[derive(Clone, Copy)]
-struct Bf16Rows(*const u16);
+/// [`Rows`] of elements without scales: how vectors of them are loaded, and how one is widened.
+macro_rules! plain_rows {
+    ($name:ident, $element:ty, $load:ident, $widen:expr) => {
+        #[derive(Clone, Copy)]
+        struct $name(*const $element);
+
+        impl Rows for $name {
+            type Row = *const $element;
+
+            #[inline(always)]
+            fn row_bytes(dim: usize) -> usize {
+                size_of::<$element>() * dim
+            }
+
+            #[inline(always)]
+            unsafe fn row(self, j: usize, dim: usize) -> *const $element {
+                // SAFETY: the caller vouches for the row.
+                unsafe { self.0.add(j * dim) }
+            }
+
+            #[inline(always)]
+            unsafe fn after(self, j: usize, dim: usize) -> Self {
+                // SAFETY: the caller vouches for the row.
+                $name(unsafe { self.0.add(j * dim) })
+            }
+
+            #[inline(always)]
+            unsafe fn load<V: Vector>(row: *const $element, col: usize) -> V {
+                // SAFETY: the caller vouches for the columns and for the instruction set.
+                unsafe { V::$load(row.add(col)) }
+            }
+
+            #[inline(always)]
+            unsafe fn element(row: *const $element, col: usize) -> f32 {
+                // SAFETY: the caller vouches for the column.
+                $widen(unsafe { *row.add(col) })
+            }
+
+            #[inline(always)]
+            fn start(row: *const $element) -> *const u8 {
+                row.cast()
+            }
+        }
+    };
+}
+
+plain_rows!(F32Rows, f32, load, |x| x);
+plain_rows!(F16Rows, u16, load_f16, |bits| half::f16::from_bits(bits).to_f32());
+plain_rows!(Bf16Rows, u16, load_bf16, |bits| half::bf16::from_bits(bits).to_f32());
+
 #[derive(Clone, Copy)]
 struct I4Rows {
     codes: *const u8,
     scales: *const f32,
-}
-#[derive(Clone, Copy)]
-struct I8Rows {
-    codes: *const i8,
-    scales: *const f32,
-}
-
-impl Rows for F32Rows {
-    type Row = *const f32;
-
-    #[inline(always)]
-    fn row_bytes(dim: usize) -> usize {
-        4 * dim
-    }
-
-    #[inline(always)]
-    unsafe fn row(self, j: usize, dim: usize) -> *const f32 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { self.0.add(j * dim) }
-    }
-
-    #[inline(always)]
-    unsafe fn after(self, j: usize, dim: usize) -> Self {
-        // SAFETY: the caller vouches for the row.
-        F32Rows(unsafe { self.0.add(j * dim) })
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const f32, col: usize) -> V {
-        // SAFETY: the caller vouches for the columns and for the instruction set.
-        unsafe { V::load(row.add(col)) }
-    }
-
-    #[inline(always)]
-    unsafe fn element(row: *const f32, col: usize) -> f32 {
-        // SAFETY: the caller vouches for the column.
-        unsafe { *row.add(col) }
-    }
-
-    #[inline(always)]
-    fn start(row: *const f32) -> *const u8 {
-        row.cast()
-    }
-}
-
-impl Rows for F16Rows {
-    type Row = *const u16;
-
-    #[inline(always)]
-    fn row_bytes(dim: usize) -> usize {
-        2 * dim
-    }
-
-    #[inline(always)]
-    unsafe fn row(self, j: usize, dim: usize) -> *const u16 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { self.0.add(j * dim) }
-    }
-
-    #[inline(always)]
-    unsafe fn after(self, j: usize, dim: usize) -> Self {
-        // SAFETY: the caller vouches for the row.
-        F16Rows(unsafe { self.0.add(j * dim) })
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const u16, col: usize) -> V {
-        // SAFETY: the caller vouches for the columns and for the instruction set.
-        unsafe { V::load_f16(row.add(col)) }
-    }
-
-    #[inline(always)]
-    unsafe fn element(row: *const u16, col: usize) -> f32 {
-        // SAFETY: the caller vouches for the column.
-        half::f16::from_bits(unsafe { *row.add(col) }).to_f32()
-    }
-
-    #[inline(always)]
-    fn start(row: *const u16) -> *const u8 {
-        row.cast()
-    }
-}
-
-impl Rows for Bf16Rows {
-    type Row = *const u16;
-
-    #[inline(always)]
-    fn row_bytes(dim: usize) -> usize {
-        2 * dim
-    }
-
-    #[inline(always)]
-    unsafe fn row(self, j: usize, dim: usize) -> *const u16 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { self.0.add(j * dim) }
-    }
-
-    #[inline(always)]
-    unsafe fn after(self, j: usize, dim: usize) -> Self {
-        // SAFETY: the caller vouches for the row.
-        Bf16Rows(unsafe { self.0.add(j * dim) })
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(row: *const u16, col: usize) -> V {
-        // SAFETY: the caller vouches for the columns and for the instruction set.
-        unsafe { V::load_bf16(row.add(col)) }
-    }
-
-    #[inline(always)]
-    unsafe fn element(row: *const u16, col: usize) -> f32 {
-        // SAFETY: the caller vouches for the column.
-        half::bf16::from_bits(unsafe { *row.add(col) }).to_f32()
-    }
-
-    #[inline(always)]
-    fn start(row: *const u16) -> *const u8 {
-        row.cast()
-    }
 }
 
 impl Rows for I4Rows {
@@ -213,6 +138,12 @@ impl Rows for I4Rows {
     fn start((codes, _): (*const u8, f32)) -> *const u8 {
         codes
     }
+}
+
+#[derive(Clone, Copy)]
+struct I8Rows {
+    codes: *const i8,
+    scales: *const f32,
 }
 
 impl Rows for I8Rows {
@@ -488,13 +419,9 @@ impl Tile<'_> {
                 }
                 for part in (0..V::LANES).step_by(K) {
                     let rows: [R::Row; K] = from_fn(|r| rows.row((j + part + r).min(n - 1), self.dim));
-                    let sums = self.dot_lanes::<V, R, Q, K>(i, rows);
+                    let sums = self.dot_lanes::<V, R, Q, K>(i, rows, ahead);
                     for q in 0..Q {
                         lanes[q].as_mut_ptr().cast::<V>().add(part).cast::<[V; K]>().write(sums[q]);
-                    }
-                    if ahead {
-                        let start = R::start(rows[0]);
-                        prefetch::<V>(start, PREFETCH_BYTES, K * R::row_bytes(self.dim));
                     }
                 }
                 for q in 0..Q {
@@ -511,6 +438,7 @@ impl Tile<'_> {
         &self,
         i: usize,
         rows: [R::Row; K],
+        ahead: bool,
     ) -> [[V; K]; Q] {
         // SAFETY: the caller enables the instruction set and vouches for queries and rows.
         unsafe {
@@ -523,6 +451,10 @@ impl Tile<'_> {
                     let mut keys = [V::splat(0.0); K];
                     for k in 0..K {
                         keys[k] = R::load(rows[k], col);
+                        if ahead && s == 0 {
+                            let start = R::start(rows[k]).wrapping_add(R::row_bytes(col));
+                            prefetch::<V>(start, PREFETCH_BYTES, R::row_bytes(HEAD_LANES));
+                        }
                     }
                     for q in 0..Q {
                         let query = V::load(queries.add(q * self.dim + col));
@@ -610,11 +542,11 @@ impl Tile<'_> {
         // vectors.
         unsafe {
             while self.dim - col >= C * V::LANES {
-                self.weigh_columns::<V, R, Q, C>(i, rows, first, positions.clone(), col, ahead && col == 0);
+                self.weigh_columns::<V, R, Q, C>(i, rows, first, positions.clone(), col, ahead);
                 col += C * V::LANES;
             }
             while self.dim - col > 0 {
-                self.weigh_columns::<V, R, Q, 2>(i, rows, first, positions.clone(), col, ahead && col == 0);
+                self.weigh_columns::<V, R, Q, 2>(i, rows, first, positions.clone(), col, ahead);
                 col += 2 * V::LANES;
             }
         }
@@ -653,7 +585,8 @@ impl Tile<'_> {
                     }
                 }
                 if ahead {
-                    prefetch::<V>(R::start(row), PREFETCH_BYTES, R::row_bytes(self.dim));
+                    let start = R::start(row).wrapping_add(R::row_bytes(col));
+                    prefetch::<V>(start, PREFETCH_BYTES, R::row_bytes(C * V::LANES));
                 }
             }
             for q in 0..Q {

@@ -9,7 +9,9 @@ use std::hint::black_box;
 
 use super::float_kernels::table;
 use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
+use super::sse41;
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
+use super::unpacking::{BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS, UnpackOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -29,6 +31,7 @@ static KERNELS: Kernels = table! {
     ternary: Maddubs,
     tiles: None,
     head: Madd,
+    unpack: WideShuffle,
 };
 
 static VNNI_KERNELS: Kernels = table! {
@@ -41,6 +44,7 @@ static VNNI_KERNELS: Kernels = table! {
     ternary: DotProduct,
     tiles: None,
     head: Madd,
+    unpack: WideShuffle,
 };
 
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
@@ -342,6 +346,74 @@ fn sums(v: [__m256i; 4]) -> [i32; 4] {
     // SAFETY: four integers.
     unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) };
     out
+}
+
+/// [`sse41::Shuffle`] on twice the width.
+pub(super) struct WideShuffle;
+
+impl UnpackOps for WideShuffle {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn two_bit(block: &[u8; PLANE], out: &mut [i8; TWO_BIT_WEIGHTS]) {
+        // SAFETY: the block is a vector, and so is each of its planes.
+        unsafe {
+            let codes = codes(_mm256_loadu_si256(block.as_ptr().cast()));
+            for (p, codes) in codes.into_iter().enumerate() {
+                let w = _mm256_sub_epi8(codes, _mm256_set1_epi8(1));
+                _mm256_storeu_si256(out.as_mut_ptr().add(p * PLANE).cast(), w);
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn base3(block: &[u8; PLANE], out: &mut [i8; BASE3_WEIGHTS]) {
+        let [one_third, two_thirds] = [_mm256_set1_epi8(86), _mm256_set1_epi8(171u8 as i8)];
+        // SAFETY: the block is a vector.
+        let mut q = unsafe { _mm256_loadu_si256(block.as_ptr().cast()) };
+        for p in 0..BASE3_WEIGHTS / PLANE {
+            let first = _mm256_cmpeq_epi8(_mm256_max_epu8(q, one_third), q);
+            let second = _mm256_cmpeq_epi8(_mm256_max_epu8(q, two_thirds), q);
+            let w = _mm256_sub_epi8(_mm256_sub_epi8(_mm256_set1_epi8(-1), first), second);
+            // SAFETY: a plane is a vector.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(p * PLANE).cast(), w) };
+            q = _mm256_add_epi8(q, _mm256_add_epi8(q, q));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn bit_planes(block: &[u8; PAIR_BYTES], out: &mut [i8; PAIR_WEIGHTS]) {
+        // SAFETY: the block is half a vector, and out is two.
+        unsafe {
+            let planes = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.as_ptr().cast()));
+            for half in 0..2 {
+                let first = _mm256_set1_epi8(4 * half as i8);
+                let nonzero = set_bits(planes, first);
+                let negative = set_bits(planes, _mm256_add_epi8(first, _mm256_set1_epi8(8)));
+                let w = _mm256_or_si256(negative, _mm256_and_si256(nonzero, _mm256_set1_epi8(1)));
+                _mm256_storeu_si256(out.as_mut_ptr().add(32 * half).cast(), w);
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn sparse(nonzero: u32, negative: u32, out: &mut [i8; MASKED]) {
+        // SAFETY: these instructions are among ours.
+        unsafe { sse41::Shuffle::sparse(nonzero, negative, out) }
+    }
+}
+
+/// -1 in each lane whose bit is set, in the byte `first` for the first eight, in the next for the next eight, and so on.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn set_bits(bytes: __m256i, first: __m256i) -> __m256i {
+    const NEXT: i64 = 0x0101_0101_0101_0101;
+    let offsets = _mm256_set_epi64x(3 * NEXT, 2 * NEXT, NEXT, 0);
+    let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+    let spread = _mm256_shuffle_epi8(bytes, _mm256_add_epi8(first, offsets));
+    _mm256_cmpeq_epi8(_mm256_and_si256(spread, bits), bits)
 }
 
 impl Vector for __m256 {

@@ -12,8 +12,9 @@ use std::hint::black_box;
 use super::float_kernels::table;
 use super::head_kernels::{self, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
+use super::unpacking::{BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS, UnpackOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
-use super::{Isa, Kernels};
+use super::{Isa, Kernels, avx2};
 use crate::layout::BLOCK_BYTES;
 
 /// How far ahead of its use each row of codes is asked for.
@@ -22,13 +23,14 @@ const PREFETCH_BYTES: usize = 4096;
 static KERNELS: Kernels = table! {
     isa: Isa::Avx512,
     variant: "avx512-vnni",
-    features: "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+    features: "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,bmi2,fma,f16c",
     vector: __m512,
     sums: 16,
     blocks: __m256,
     ternary: Vnni,
     tiles: None,
     head: Vnni,
+    unpack: Masks,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {
@@ -38,6 +40,7 @@ pub(super) fn detect() -> Option<&'static Kernels> {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c");
     available.then_some(&KERNELS)
@@ -197,6 +200,44 @@ impl HeadProduct for Vnni {
     }
 }
 
+/// Bits as masks of registers. Where there are no bits to take, two registers are no faster than one.
+pub(super) struct Masks;
+
+impl UnpackOps for Masks {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn two_bit(block: &[u8; PLANE], out: &mut [i8; TWO_BIT_WEIGHTS]) {
+        // SAFETY: these instructions are among ours.
+        unsafe { avx2::WideShuffle::two_bit(block, out) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn base3(block: &[u8; PLANE], out: &mut [i8; BASE3_WEIGHTS]) {
+        // SAFETY: as above.
+        unsafe { avx2::WideShuffle::base3(block, out) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn bit_planes(block: &[u8; PAIR_BYTES], out: &mut [i8; PAIR_WEIGHTS]) {
+        let both = u128::from_le_bytes(*block);
+        let w = _mm512_maskz_set1_epi8(both as u64, 1);
+        let w = _mm512_mask_blend_epi8((both >> 64) as u64, w, _mm512_set1_epi8(-1));
+        // SAFETY: out is a register.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), w) };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,bmi2")]
+    unsafe fn sparse(nonzero: u32, negative: u32, out: &mut [i8; MASKED]) {
+        let w = _mm256_maskz_set1_epi8(nonzero, 1);
+        let w = _mm256_mask_blend_epi8(_pdep_u32(negative, nonzero), w, _mm256_set1_epi8(-1));
+        // SAFETY: out is half a register.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), w) };
+    }
+}
+
 /// The sum of each of four registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
@@ -265,7 +306,10 @@ impl Vector for __m512 {
         fn splat(x: f32) -> Self { _mm512_set1_ps(x) }
         fn load(p: *const f32) -> Self { _mm512_loadu_ps(p) }
         fn store(self, p: *mut f32) { _mm512_storeu_ps(p, self) }
-        fn load_f16(p: *const u16) -> Self { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        // The form without a rounding mode of its own takes its operand from memory.
+        fn load_f16(p: *const u16) -> Self {
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast()))
+        }
         fn load_bf16(p: *const u16) -> Self {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))

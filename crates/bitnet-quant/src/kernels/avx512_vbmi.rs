@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 use std::mem::MaybeUninit;
 
-use super::avx512::Vnni;
+use super::avx512::{Masks, Vnni};
 use super::float_kernels::table;
 use super::{Isa, Kernels, avx512};
 use crate::layout::tiles::{
@@ -31,13 +31,14 @@ const DECODED_TILES: usize = 24;
 pub(super) static KERNELS: Kernels = table! {
     isa: Isa::Avx512,
     variant: "avx512-vbmi",
-    features: "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c",
+    features: "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,bmi2,fma,f16c",
     vector: __m512,
     sums: 16,
     blocks: __m256,
     ternary: Vnni,
     tiles: Some(gemm_tiles_i8),
     head: Vnni,
+    unpack: Masks,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {

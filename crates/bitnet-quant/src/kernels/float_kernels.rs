@@ -219,10 +219,11 @@ macro_rules! table {
     (
         isa: $isa:expr, variant: $variant:literal, features: $features:literal,
         vector: $vector:ty, sums: $sums:literal, blocks: $blocks:ty, ternary: $ternary:ty, tiles: $tiles:expr,
-        head: $head:ty $(,)?
+        head: $head:ty, unpack: $unpack:ty $(,)?
     ) => {{
         use $crate::kernels::{Activation, DenseRow, HeadCodes, HeadFactors, HeadRows, KvRows, Kernels};
         use $crate::kernels::{PartialAttention, attention_kernels, float_kernels, head_kernels, ternary_kernels};
+        use $crate::kernels::unpacking::{self, BASE3_WEIGHTS, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS};
         use $crate::kernels::elementwise::{self, Arithmetic, Column, Comparison};
         use $crate::kernels::vector::Vector;
         use $crate::reduce::BLOCK_LANES;
@@ -263,6 +264,13 @@ macro_rules! table {
                 >;
             fn merge(acc: PartialAttention<'_>, chunk: PartialAttention<'_>) = attention_kernels::merge::<$vector>;
             fn finish(part: PartialAttention<'_>) = attention_kernels::finish;
+            fn unpack_two_bit(blocks: &[[u8; PLANE]], out: &mut [[i8; TWO_BIT_WEIGHTS]])
+                = unpacking::unpack_two_bit::<$unpack>;
+            fn unpack_base3(blocks: &[[u8; PLANE]], out: &mut [[i8; BASE3_WEIGHTS]])
+                = unpacking::unpack_base3::<$unpack>;
+            fn unpack_bit_planes(blocks: &[[u8; PAIR_BYTES]], out: &mut [[i8; PAIR_WEIGHTS]])
+                = unpacking::unpack_bit_planes::<$unpack>;
+            fn unpack_sparse(mask: &[u8], signs: &[u8], out: &mut [i8]) = unpacking::unpack_sparse::<$unpack>;
         }
         Kernels {
             isa: $isa,
@@ -291,6 +299,10 @@ macro_rules! table {
             attend,
             merge,
             finish,
+            unpack_two_bit,
+            unpack_base3,
+            unpack_bit_planes,
+            unpack_sparse,
         }
     }};
 }

@@ -9,7 +9,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
 use super::Kernels;
-use crate::attention::{Heads, MAX_HEAD_DIM};
+use crate::attention::{Heads, KvLayer, MAX_HEAD_DIM};
 use crate::rows;
 use crate::threads::{Disjoint, Threads};
 
@@ -107,23 +107,23 @@ pub enum KvRowsMut<'a> {
 
 /// Stores the keys, or the values, of some tokens whose first is at position `first`.
 ///
-/// `x`: (tokens, n_kv_heads, head_dim), finite, and for half precision within its range; `rows`: of one layer, in the
-/// order of [`Heads::row`].
+/// `x`: (tokens, n_kv_heads, head_dim), finite, and for half precision within its range; `rows`: of all layers, in the
+/// order of [`KvLayer::row`].
 pub fn store_tokens(
     kernels: &Kernels,
     threads: &Threads,
-    heads: Heads,
+    place: KvLayer,
     x: &[f32],
     first: usize,
     rows: KvRowsMut<'_>,
 ) {
-    let Heads { n_kv_heads, head_dim, .. } = heads;
+    let Heads { n_kv_heads, head_dim, .. } = place.heads;
     let token_dim = n_kv_heads * head_dim;
     let rows = DisjointRows::new(rows);
     rows::each(threads, x.len() / token_dim, token_dim, |t| {
         for (head, x) in x[t * token_dim..][..token_dim].chunks_exact(head_dim).enumerate() {
             // SAFETY: each position and head has a row of its own.
-            unsafe { rows.store(kernels, heads.row(head, first + t), x) };
+            unsafe { rows.store(kernels, place.row(head, first + t), x) };
         }
     });
 }
@@ -206,6 +206,7 @@ mod tests {
     use super::*;
 
     const HEADS: Heads = Heads { n_heads: 2, n_kv_heads: 2, head_dim: 4 };
+    const PLACE: KvLayer = KvLayer { heads: HEADS, n_layers: 1, layer: 0 };
 
     /// Tokens at the seam of two chunks, each element telling which it is.
     fn tokens() -> Vec<f32> {
@@ -215,24 +216,24 @@ mod tests {
     #[test]
     fn each_row_is_stored_in_its_place_with_any_number_of_threads() {
         let x = tokens();
-        let n = HEADS.row_start(0, 512);
+        let n = PLACE.row_start(0, 512);
         for threads in [1, 2, 3].map(Threads::new) {
             let (mut f32s, mut f16s) = (vec![0.0; n], vec![0u16; n]);
             let mut bf16s = vec![0u16; n];
             let (mut codes, mut scales) = (vec![0i8; n], vec![9.0; n / 4]);
             let (mut nibbles, mut nibble_scales) = (vec![0u8; n / 4 * 16], vec![9.0; n / 4]);
             let kernels = Kernels::best();
-            store_tokens(kernels, &threads, HEADS, &x, 252, KvRowsMut::F32(&mut f32s));
-            store_tokens(kernels, &threads, HEADS, &x, 252, KvRowsMut::F16(&mut f16s));
-            store_tokens(kernels, &threads, HEADS, &x, 252, KvRowsMut::BF16(&mut bf16s));
+            store_tokens(kernels, &threads, PLACE, &x, 252, KvRowsMut::F32(&mut f32s));
+            store_tokens(kernels, &threads, PLACE, &x, 252, KvRowsMut::F16(&mut f16s));
+            store_tokens(kernels, &threads, PLACE, &x, 252, KvRowsMut::BF16(&mut bf16s));
             let bytes = KvRowsMut::I4 { codes: &mut nibbles, scales: &mut nibble_scales };
-            store_tokens(kernels, &threads, HEADS, &x, 252, bytes);
+            store_tokens(kernels, &threads, PLACE, &x, 252, bytes);
             let bytes = KvRowsMut::I8 { codes: &mut codes, scales: &mut scales };
-            store_tokens(kernels, &threads, HEADS, &x, 252, bytes);
+            store_tokens(kernels, &threads, PLACE, &x, 252, bytes);
             for t in 0..9 {
                 for head in 0..2 {
                     let want = &x[(2 * t + head) * 4..][..4];
-                    let row = HEADS.row(head, 252 + t);
+                    let row = PLACE.row(head, 252 + t);
                     assert_eq!(&f32s[4 * row..][..4], want);
                     let max = want.iter().fold(0.0f32, |max, x| max.max(x.abs()));
                     for (i, want) in want.iter().enumerate() {

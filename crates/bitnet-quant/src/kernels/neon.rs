@@ -12,6 +12,10 @@ use std::hint::black_box;
 use super::float_kernels::table;
 use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
+use super::unpacking::{
+    BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, RANKS, SIGNS, TWO_BIT_WEIGHTS, UnpackOps,
+    bytes_with_signs,
+};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -31,6 +35,7 @@ static KERNELS: Kernels = table! {
     ternary: MultiplyAdd,
     tiles: None,
     head: MultiplyAdd,
+    unpack: Lookup,
 };
 
 static DOTPROD_KERNELS: Kernels = table! {
@@ -43,6 +48,7 @@ static DOTPROD_KERNELS: Kernels = table! {
     ternary: DotProduct,
     tiles: None,
     head: DotProduct,
+    unpack: Lookup,
 };
 
 static I8MM_KERNELS: Kernels = table! {
@@ -55,6 +61,7 @@ static I8MM_KERNELS: Kernels = table! {
     ternary: MatrixProduct,
     tiles: None,
     head: DotProduct,
+    unpack: Lookup,
 };
 
 pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
@@ -468,6 +475,75 @@ fn smmla(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
         );
     }
     acc
+}
+
+/// Bytes of weights brought to their places by `tbl`.
+struct Lookup;
+
+impl UnpackOps for Lookup {
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn two_bit(block: &[u8; PLANE], out: &mut [i8; TWO_BIT_WEIGHTS]) {
+        for half in [0, 16] {
+            // SAFETY: half a block, and half of each of its planes.
+            unsafe {
+                for (p, codes) in codes::<0>(block.as_ptr().add(half)).into_iter().enumerate() {
+                    vst1q_s8(out.as_mut_ptr().add(p * PLANE + half), vsubq_s8(codes, vdupq_n_s8(1)));
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn base3(block: &[u8; PLANE], out: &mut [i8; BASE3_WEIGHTS]) {
+        for half in [0, 16] {
+            // SAFETY: half a block.
+            let mut q = unsafe { vld1q_u8(block.as_ptr().add(half)) };
+            for p in 0..BASE3_WEIGHTS / PLANE {
+                // All bits, which is -1, where a third is reached, and again where the second is.
+                let first = vreinterpretq_s8_u8(vcgeq_u8(q, vdupq_n_u8(86)));
+                let second = vreinterpretq_s8_u8(vcgeq_u8(q, vdupq_n_u8(171)));
+                let w = vsubq_s8(vsubq_s8(vdupq_n_s8(-1), first), second);
+                // SAFETY: half a plane.
+                unsafe { vst1q_s8(out.as_mut_ptr().add(p * PLANE + half), w) };
+                q = vmulq_u8(q, vdupq_n_u8(3));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn bit_planes(block: &[u8; PAIR_BYTES], out: &mut [i8; PAIR_WEIGHTS]) {
+        for part in 0..4 {
+            let nonzero = set_bits(block[2 * part], block[2 * part + 1]);
+            let negative = set_bits(block[8 + 2 * part], block[9 + 2 * part]);
+            let w = vorrq_u8(negative, vandq_u8(nonzero, vdupq_n_u8(1)));
+            // SAFETY: out is four vectors.
+            unsafe { vst1q_s8(out.as_mut_ptr().add(16 * part), vreinterpretq_s8_u8(w)) };
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn sparse(nonzero: u32, negative: u32, out: &mut [i8; MASKED]) {
+        for (i, (mask, signs)) in bytes_with_signs(nonzero, negative).into_iter().enumerate() {
+            // SAFETY: rows of eight bytes, and eight of the weights.
+            unsafe {
+                let signs = vld1_s8(SIGNS[signs].as_ptr());
+                let ranks = vreinterpret_s8_u8(vld1_u8(RANKS[mask].as_ptr()));
+                vst1_s8(out.as_mut_ptr().add(8 * i), vtbl1_s8(signs, ranks));
+            }
+        }
+    }
+}
+
+/// All bits in each lane whose bit is set, in the first byte for the first eight and in the second for the others.
+#[inline]
+#[target_feature(enable = "neon")]
+fn set_bits(first: u8, second: u8) -> uint8x16_t {
+    let bits = vdupq_n_u64(0x8040_2010_0804_0201);
+    vtstq_u8(vcombine_u8(vdup_n_u8(first), vdup_n_u8(second)), vreinterpretq_u8_u64(bits))
 }
 
 impl Vector for float32x4_t {

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use half::{bf16, f16};
 
 use super::elementwise::{arithmetic_each, compare_each};
+use super::unpacking::{BASE3_WEIGHTS, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS};
 use super::{
     Activation, DenseRow, HeadCodes, HeadRows, Isa, Kernels, KvRows, PartialAttention, head_kernels,
     nibble_row_bytes,
@@ -13,6 +14,7 @@ use crate::float::{exp, fma, silu};
 use crate::head::nibble;
 use crate::layout::code;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS, tile_code};
+use crate::packing::tq1_0::digit;
 use crate::reduce::{
     SOFTMAX_CHUNK, block_sum as ordered_block_sum, head_dot, head_sum, row_dot as ordered_row_dot,
 };
@@ -45,6 +47,10 @@ pub(super) static KERNELS: Kernels = Kernels {
     attend,
     merge,
     finish,
+    unpack_two_bit,
+    unpack_base3,
+    unpack_bit_planes,
+    unpack_sparse,
 };
 
 fn gemm_i2_i8(w: &[u8], row_bytes: usize, x: &[i8], n: usize, out: &mut [i32]) {
@@ -253,4 +259,45 @@ fn finish(part: PartialAttention<'_>) {
             *weighted /= *sum;
         }
     }
+}
+
+fn unpack_two_bit(blocks: &[[u8; PLANE]], out: &mut [[i8; TWO_BIT_WEIGHTS]]) {
+    for (block, out) in blocks.iter().zip(out) {
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = code(block, j) as i8 - 1;
+        }
+    }
+}
+
+fn unpack_base3(blocks: &[[u8; PLANE]], out: &mut [[i8; BASE3_WEIGHTS]]) {
+    for (block, out) in blocks.iter().zip(out) {
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = digit(block[j % PLANE], j / PLANE) as i8 - 1;
+        }
+    }
+}
+
+fn unpack_bit_planes(blocks: &[[u8; PAIR_BYTES]], out: &mut [[i8; PAIR_WEIGHTS]]) {
+    for (block, out) in blocks.iter().zip(out) {
+        let (nonzero, negative) = block.split_at(PAIR_BYTES / 2);
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = if bit(negative, j) { -1 } else { i8::from(bit(nonzero, j)) };
+        }
+    }
+}
+
+fn unpack_sparse(mask: &[u8], signs: &[u8], out: &mut [i8]) {
+    let mut taken = 0;
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = i8::from(bit(mask, j));
+        if *out == 1 {
+            *out = if bit(signs, taken) { -1 } else { 1 };
+            taken += 1;
+        }
+    }
+}
+
+/// Bit `i`, the lowest of each byte first; 0 behind the end.
+fn bit(bytes: &[u8], i: usize) -> bool {
+    bytes.get(i / 8).is_some_and(|byte| byte >> (i % 8) & 1 == 1)
 }

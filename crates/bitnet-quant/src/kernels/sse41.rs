@@ -9,6 +9,10 @@ use std::hint::black_box;
 use super::float_kernels::table;
 use super::head_kernels::{self, COLS_IN_32_BITS, HeadProduct, TokenCodes};
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
+use super::unpacking::{
+    BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, RANKS, SIGNS, TWO_BIT_WEIGHTS, UnpackOps,
+    bytes_with_signs,
+};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels};
 use crate::layout::BLOCK_BYTES;
@@ -28,6 +32,7 @@ static KERNELS: Kernels = table! {
     ternary: Maddubs,
     tiles: None,
     head: Madd,
+    unpack: Shuffle,
 };
 
 pub(super) fn detect() -> Option<&'static Kernels> {
@@ -205,6 +210,84 @@ unsafe fn head_words<const LOW: bool>(high: *const u8, low: *const u8, ahead: us
         _mm_and_si128(second, even),
         _mm_srli_epi16::<8>(second),
     ]
+}
+
+/// Bytes of a mask and of weights, brought to their places by `pshufb`.
+pub(super) struct Shuffle;
+
+impl UnpackOps for Shuffle {
+    #[inline]
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn two_bit(block: &[u8; PLANE], out: &mut [i8; TWO_BIT_WEIGHTS]) {
+        let one = _mm_set1_epi8(1);
+        for half in [0, 16] {
+            // SAFETY: half a block, and half of each of its planes.
+            unsafe {
+                for (p, codes) in codes(block.as_ptr().add(half)).into_iter().enumerate() {
+                    _mm_storeu_si128(out.as_mut_ptr().add(p * PLANE + half).cast(), _mm_sub_epi8(codes, one));
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn base3(block: &[u8; PLANE], out: &mut [i8; BASE3_WEIGHTS]) {
+        let [one_third, two_thirds] = [_mm_set1_epi8(86), _mm_set1_epi8(171u8 as i8)];
+        for half in [0, 16] {
+            // SAFETY: half a block.
+            let mut q = unsafe { _mm_loadu_si128(block.as_ptr().add(half).cast()) };
+            for p in 0..BASE3_WEIGHTS / PLANE {
+                // -1 where a third is reached, and again where the second is.
+                let first = _mm_cmpeq_epi8(_mm_max_epu8(q, one_third), q);
+                let second = _mm_cmpeq_epi8(_mm_max_epu8(q, two_thirds), q);
+                let w = _mm_sub_epi8(_mm_sub_epi8(_mm_set1_epi8(-1), first), second);
+                // SAFETY: half a plane.
+                unsafe { _mm_storeu_si128(out.as_mut_ptr().add(p * PLANE + half).cast(), w) };
+                q = _mm_add_epi8(q, _mm_add_epi8(q, q));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn bit_planes(block: &[u8; PAIR_BYTES], out: &mut [i8; PAIR_WEIGHTS]) {
+        let one = _mm_set1_epi8(1);
+        // SAFETY: the block is a vector, and out is four.
+        unsafe {
+            let planes = _mm_loadu_si128(block.as_ptr().cast());
+            for part in 0..4 {
+                let first = _mm_set1_epi8(2 * part as i8);
+                let nonzero = set_bits(planes, first);
+                let negative = set_bits(planes, _mm_add_epi8(first, _mm_set1_epi8(8)));
+                let w = _mm_or_si128(negative, _mm_and_si128(nonzero, one));
+                _mm_storeu_si128(out.as_mut_ptr().add(16 * part).cast(), w);
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse4.1,ssse3")]
+    unsafe fn sparse(nonzero: u32, negative: u32, out: &mut [i8; MASKED]) {
+        for (i, (mask, signs)) in bytes_with_signs(nonzero, negative).into_iter().enumerate() {
+            // SAFETY: rows of eight bytes, and eight of the weights.
+            unsafe {
+                let ranks = _mm_loadl_epi64(RANKS[mask].as_ptr().cast());
+                let signs = _mm_loadl_epi64(SIGNS[signs].as_ptr().cast());
+                _mm_storel_epi64(out.as_mut_ptr().add(8 * i).cast(), _mm_shuffle_epi8(signs, ranks));
+            }
+        }
+    }
+}
+
+/// -1 in each lane whose bit is set, in the byte `first` for the first eight and in the next for the others.
+#[inline]
+#[target_feature(enable = "sse4.1,ssse3")]
+fn set_bits(bytes: __m128i, first: __m128i) -> __m128i {
+    let offsets = _mm_set_epi64x(0x0101_0101_0101_0101, 0);
+    let bits = _mm_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+    let spread = _mm_shuffle_epi8(bytes, _mm_add_epi8(first, offsets));
+    _mm_cmpeq_epi8(_mm_and_si128(spread, bits), bits)
 }
 
 /// The column whose code is in the highest bits of byte `at` of a row.

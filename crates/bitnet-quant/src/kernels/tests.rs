@@ -117,6 +117,33 @@ fn ternary_case() -> impl Strategy<Value = (usize, usize, usize, Vec<u8>, Vec<i8
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
+    /// Any bytes: codes and signs that no packing has, too.
+    #[test]
+    fn unpacking_is_the_same_everywhere(bytes in vec(any::<u8>(), 0..400), len in 0..1600usize) {
+        use unpacking::{BASE3_WEIGHTS, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS};
+        let bytes = Shifted::new(&bytes);
+        let (blocks, pairs) = (bytes.as_chunks::<PLANE>().0, bytes.as_chunks::<PAIR_BYTES>().0);
+        // Half of the bytes are a mask, and the signs may end before it does.
+        let (mask, signs) = bytes.split_at(bytes.len() / 2);
+        let masked = len.min(8 * mask.len());
+        let mask = &mask[..masked.div_ceil(8)];
+        let unpack = |kernels: &Kernels| {
+            let mut two_bit = vec![[9; TWO_BIT_WEIGHTS]; blocks.len()];
+            kernels.unpack_two_bit(blocks, &mut two_bit);
+            let mut base3 = vec![[9; BASE3_WEIGHTS]; blocks.len()];
+            kernels.unpack_base3(blocks, &mut base3);
+            let mut planes = vec![[9; PAIR_WEIGHTS]; pairs.len()];
+            kernels.unpack_bit_planes(pairs, &mut planes);
+            let mut sparse = vec![9; masked];
+            kernels.unpack_sparse(mask, signs, &mut sparse);
+            (two_bit, base3, planes, sparse)
+        };
+        let want = unpack(&scalar::KERNELS);
+        for kernels in vector_tables() {
+            prop_assert_eq!(&unpack(kernels), &want, "{:?}", kernels);
+        }
+    }
+
     #[test]
     fn ternary_products_are_exact((rows, blocks, n, w, x) in ternary_case()) {
         let (w, x) = (Shifted::new(&w), Shifted::new(&x));

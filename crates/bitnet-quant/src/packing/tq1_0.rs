@@ -14,6 +14,18 @@ pub(super) const BLOCK_BYTES: usize = CODE_BYTES + 2;
 
 const CODE_BYTES: usize = 52;
 const POWERS_OF_3: [u8; 5] = [1, 3, 9, 27, 81];
+/// What each digit of a byte counts in the value that [`fraction`] codes.
+pub(crate) const DIGIT_WEIGHTS: [u16; 5] = [81, 27, 9, 3, 1];
+
+/// The byte for a value of five digits, below 243.
+pub(crate) fn fraction(value: u16) -> u8 {
+    (value * 256).div_ceil(243) as u8
+}
+
+/// Digit `n` of a byte.
+pub(crate) fn digit(byte: u8, n: usize) -> u8 {
+    ((u16::from(byte.wrapping_mul(POWERS_OF_3[n])) * 3) >> 8) as u8
+}
 
 pub(super) fn unpack_row(data: &[u8], row: usize, codes: &mut [u8], scales: &mut [f32]) {
     let blocks = data.chunks_exact(BLOCK_BYTES).skip(row * scales.len());
@@ -35,19 +47,19 @@ pub(super) fn pack(codes: &[u8], d: f16, out: &mut Vec<u8>) {
 }
 
 fn unpack_run<const BYTES: usize>(bytes: &[u8], codes: &mut [u8]) {
-    for (codes, power) in codes.chunks_exact_mut(BYTES).zip(POWERS_OF_3) {
+    for (n, codes) in codes.chunks_exact_mut(BYTES).enumerate() {
         for (code, byte) in codes.iter_mut().zip(bytes) {
-            *code = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
+            *code = digit(*byte, n);
         }
     }
 }
 
 fn pack_run<const BYTES: usize>(codes: &[u8], out: &mut Vec<u8>) {
     let mut values = [0; BYTES];
-    for (codes, weight) in codes.chunks_exact(BYTES).zip(POWERS_OF_3.into_iter().rev()) {
+    for (codes, weight) in codes.chunks_exact(BYTES).zip(DIGIT_WEIGHTS) {
         for (value, &code) in values.iter_mut().zip(codes) {
-            *value += u16::from(code) * u16::from(weight);
+            *value += u16::from(code) * weight;
         }
     }
-    out.extend(values.map(|q| (q * 256).div_ceil(243) as u8));
+    out.extend(values.map(fraction));
 }

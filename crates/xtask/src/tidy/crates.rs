@@ -9,7 +9,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bitnet-quant", &[]),
     ("bitnet-core", &["bitnet-quant"]),
     ("bitnet-inference", &["bitnet-core", "bitnet-quant"]),
-    ("bitnet-cli", &["bitnet-inference", "bitnet-core", "bitnet-quant"]),
+    ("bitnet-benchmarks", &["bitnet-inference", "bitnet-core", "bitnet-quant"]),
+    ("bitnet-cli", &["bitnet-benchmarks", "bitnet-inference", "bitnet-core", "bitnet-quant"]),
     ("xtask", &[]),
 ];
 

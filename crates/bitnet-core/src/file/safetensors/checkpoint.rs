@@ -32,7 +32,22 @@ impl Checkpoint {
         if single.exists() {
             return Self::parse(Mapping::open(&single)?);
         }
-        Self::open_shards(&path.join(INDEX_FILE))
+        let index_path = path.join(INDEX_FILE);
+        Self::of_shards(Mapping::open(&index_path)?, |name| Mapping::open(&index_path.with_file_name(name)))
+    }
+
+    /// Opens the checkpoint of a folder that is not one of the file system: `open` opens its files, if it has them.
+    pub fn open_in(open: impl Fn(&str) -> Result<Option<Arc<Mapping>>>) -> Result<Option<Self>> {
+        if let Some(single) = open(SINGLE_FILE)? {
+            return Self::parse(single).map(Some);
+        }
+        let Some(index) = open(INDEX_FILE)? else { return Ok(None) };
+        let path = index.path().to_owned();
+        let shard = |name: &str| {
+            open(name)?
+                .ok_or_else(|| Error::io(&path.with_file_name(name), std::io::ErrorKind::NotFound.into()))
+        };
+        Self::of_shards(index, shard).map(Some)
     }
 
     /// Whether the folder has the files that [`open`](Self::open) looks for.
@@ -66,8 +81,8 @@ impl Checkpoint {
         self.get(name).ok_or_else(|| Error::MissingTensor { path: self.path.clone(), name: name.to_owned() })
     }
 
-    fn open_shards(index_path: &Path) -> Result<Self> {
-        let index = Mapping::open(index_path)?;
+    fn of_shards(index: Arc<Mapping>, open: impl Fn(&str) -> Result<Arc<Mapping>>) -> Result<Self> {
+        let index_path = &index.path().to_owned();
         if index.as_slice().len() > MAX_INDEX_BYTES {
             let rule = format!("an index is at most {MAX_INDEX_BYTES} bytes long");
             return Err(Error::malformed(index_path, 0, rule));
@@ -84,7 +99,7 @@ impl Checkpoint {
                     let problem = format!("is said to be in `{file_name}`, which is no plain file name");
                     return Err(Error::bad_tensor(index_path, name, problem));
                 }
-                let shard = SafeTensors::parse(Mapping::open(&index_path.with_file_name(file_name))?)?;
+                let shard = SafeTensors::parse(open(file_name)?)?;
                 shards.insert(file_name, shard);
             }
             let tensor = shards

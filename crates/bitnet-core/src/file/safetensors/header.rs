@@ -1,11 +1,11 @@
 //! The JSON in front of the data, read entry by entry so that every cap holds before anything is kept.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::{Dtype, METADATA_KEY, Tensor};
 use crate::file::{Bytes, MAX_TENSOR_NAME_BYTES, Mapping, max_entries};
@@ -13,16 +13,16 @@ use crate::file::{Bytes, MAX_TENSOR_NAME_BYTES, Mapping, max_entries};
 /// Real tensors have at most five dimensions.
 const MAX_DIMS: usize = 8;
 
-/// Reads the tensors that `json` describes, whose data begins at `data_start` of the file.
+/// Reads the tensors that `json` describes, whose data begins at `data_start` of the file, and the writer's texts.
 pub(super) fn read(
     json: &[u8],
     mapping: &Arc<Mapping>,
     data_start: usize,
-) -> serde_json::Result<IndexMap<String, Tensor>> {
+) -> serde_json::Result<(IndexMap<String, Tensor>, BTreeMap<String, String>)> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let tensors = deserializer.deserialize_map(HeaderVisitor { mapping, data_start })?;
+    let header = deserializer.deserialize_map(HeaderVisitor { mapping, data_start })?;
     deserializer.end()?;
-    Ok(tensors)
+    Ok(header)
 }
 
 /// By hand, because a derived map would let the last of several equal names win.
@@ -39,9 +39,6 @@ struct Entry {
     data_offsets: (usize, usize),
 }
 
-/// The free text that the file's writer left. It is checked, and nothing here needs it.
-struct Metadata;
-
 impl HeaderVisitor<'_> {
     fn bytes(&self, (begin, end): (usize, usize)) -> Option<Bytes> {
         let range = self.data_start.checked_add(begin)?..self.data_start.checked_add(end)?;
@@ -50,7 +47,7 @@ impl HeaderVisitor<'_> {
 }
 
 impl<'de> Visitor<'de> for HeaderVisitor<'_> {
-    type Value = IndexMap<String, Tensor>;
+    type Value = (IndexMap<String, Tensor>, BTreeMap<String, String>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
@@ -59,7 +56,7 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let file_len = self.mapping.as_slice().len();
         let max_tensors = max_entries(file_len);
-        let mut has_metadata = false;
+        let mut metadata = None;
         let mut tensors = IndexMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name.len() > MAX_TENSOR_NAME_BYTES {
@@ -67,12 +64,11 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
                 return Err(A::Error::custom(rule));
             }
             let is_metadata = name == METADATA_KEY;
-            if tensors.contains_key(&name) || is_metadata && has_metadata {
+            if tensors.contains_key(&name) || is_metadata && metadata.is_some() {
                 return Err(A::Error::custom(format_args!("the name `{name}` occurs twice")));
             }
             if is_metadata {
-                map.next_value::<Metadata>()?;
-                has_metadata = true;
+                metadata = Some(map.next_value::<BTreeMap<String, String>>()?);
                 continue;
             }
             if tensors.len() == max_tensors {
@@ -89,28 +85,7 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
             })?;
             tensors.insert(name.clone(), Tensor { name, dtype, shape, bytes });
         }
-        Ok(tensors)
-    }
-}
-
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Texts;
-
-        impl<'de> Visitor<'de> for Texts {
-            type Value = Metadata;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of texts")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                while map.next_entry::<Cow<'de, str>, Cow<'de, str>>()?.is_some() {}
-                Ok(Metadata)
-            }
-        }
-
-        deserializer.deserialize_map(Texts)
+        Ok((tensors, metadata.unwrap_or_default()))
     }
 }
 

@@ -1,0 +1,129 @@
+//! Sessions, prompts and models that one call keeps for the next.
+
+use std::fs;
+
+use crate::{call, call_with_stdin, json, quiet_success};
+
+const PROMPT: [&str; 2] = ["--prompt", "tell me a short story about a robot and a snail"];
+
+#[test]
+fn an_answer_goes_on_in_another_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.session");
+    let file = path.to_str().unwrap();
+    for sampling in [&["--temperature", "0"] as &[&str], &["--temperature", "0.9", "--seed", "5"]] {
+        for kv in ["f16", "int8"] {
+            let run = |more: &[&str]| quiet_success(&[&["run", "--kv", kv], more].concat());
+            let whole = run(&[&PROMPT, sampling, &["--max-tokens", "30"]].concat());
+            let begun = run(&[&PROMPT, sampling, &["--max-tokens", "12", "--save-session", file]].concat());
+            // How it is sampled, and how keys and values are kept, is known from the file.
+            let rest = quiet_success(&["run", "--load-session", file, "--max-tokens", "18"]);
+            assert_eq!(begun.trim_end().to_owned() + &rest, whole, "{sampling:?}");
+        }
+    }
+    let other = call(&["run", "--load-session", file, "--kv", "f32"]);
+    assert_eq!(other.status, 1);
+    assert!(
+        other.stderr.contains("its keys and values are i8, those of the session f32"),
+        "{}",
+        other.stderr
+    );
+}
+
+#[test]
+fn a_conversation_and_a_text_take_another_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.session");
+    let file = path.to_str().unwrap();
+    let greedy = ["run", "--temperature", "0", "--kv", "f32"];
+    let first = quiet_success(&[&greedy[..], &PROMPT, &["--save-session", file]].concat());
+    let over = call(&["run", "--load-session", file]);
+    assert_eq!(over.status, 1);
+    assert!(over.stderr.contains("had ended; give a --prompt"), "{}", over.stderr);
+    let name = "What is your name?";
+    let second = quiet_success(&["run", "--temperature", "0", "--load-session", file, "--prompt", name]);
+    let stdin = format!("{}\n{name}\n", PROMPT[1]);
+    let chat = call_with_stdin(&["chat", "--temperature", "0", "--kv", "f32"], &stdin);
+    assert_eq!(chat.stdout, first + &second);
+
+    let raw = ["run", "--raw", "--max-tokens", "5", "--prompt"];
+    quiet_success(&[&raw[..], &["Once upon", "--save-session", file]].concat());
+    let refused = call(&["run", "--load-session", file, "--prompt", " a time"]);
+    assert_eq!((refused.status, refused.stderr.contains("give --raw")), (1, true), "{}", refused.stderr);
+    let object = quiet_success(&[&raw[..], &[" The end.", "--load-session", file, "--json"]].concat());
+    assert!(json(&object)["prompt_tokens"].as_u64().unwrap() > 8, "{object}");
+}
+
+#[test]
+fn a_chat_is_kept_in_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.session");
+    let args = ["chat", "--temperature", "0", "--quiet", "--session", path.to_str().unwrap()];
+    let (first, second) = ("What is your name?\n", "Tell me a story about a cat\n");
+    let whole = call_with_stdin(&["chat", "--temperature", "0"], &[first, second].concat());
+    let parts = [first, second].map(|line| {
+        let output = call_with_stdin(&args, line);
+        assert_eq!((output.status, output.stderr.as_str()), (0, ""));
+        output.stdout
+    });
+    assert_eq!(parts.concat(), whole.stdout);
+    // Anything else is refused, and stays what it is.
+    fs::write(&path, "my notes").unwrap();
+    let refused = call_with_stdin(&args, first);
+    assert_eq!((refused.status, refused.stdout.as_str()), (1, ""));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "my notes");
+}
+
+#[test]
+fn a_kept_prompt_changes_nothing_but_the_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("prefixes");
+    let cached = ["--prefix-cache", dir.to_str().unwrap()];
+    let system = "You are a friendly story teller. You like animals, and you tell about their friends.";
+    let run =
+        |more: &[&str]| quiet_success(&[&["run", "--temperature", "0", "--max-tokens", "20"], more].concat());
+    for prompt in ["Tell me a story about a fox", "Tell me a story about a dog", "What is your name?"] {
+        let args = ["--system", system, "--prompt", prompt];
+        assert_eq!(run(&[&args[..], &cached].concat()), run(&args));
+    }
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "the first prompt is most of the others");
+}
+
+#[test]
+fn a_compressed_model_runs_and_is_described() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (input, output) = (path("synth.gguf"), path("small.bitnet"));
+    let sizes = ["--layers", "2", "--heads", "2", "--kv-heads", "1", "--vocab", "300", "--ffn-dim", "256"];
+    quiet_success(&[&["synth", "--dim", "256", "--output", &input], &sizes[..]].concat());
+    let made = call(&["convert", "--input", &input, "--compress", "--output", &output]);
+    assert_eq!((made.status, made.stdout.as_str()), (0, ""), "{}", made.stderr);
+    assert!(made.stderr.contains(" bytes became "), "{}", made.stderr);
+    assert!(fs::metadata(&output).unwrap().len() < fs::metadata(&input).unwrap().len());
+    let run = |model: &str| {
+        quiet_success(&[
+            "run",
+            "--raw",
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "5",
+            "--seed",
+            "1",
+            "--model",
+            model,
+        ])
+    };
+    assert_eq!(run(&output), run(&input));
+    let object = json(&quiet_success(&["inspect", "--json", &output]));
+    let coded = &object["file"]["types"]["coded i2_s"];
+    assert!(coded["bytes"].as_u64().unwrap() < coded["unpacked_bytes"].as_u64().unwrap(), "{object}");
+    assert_eq!(object["shape"], json(&quiet_success(&["inspect", "--json", &input]))["shape"]);
+    let text = quiet_success(&["inspect", &output]);
+    assert!(text.contains("coded i2_s") && text.contains(" %)"), "{text}");
+
+    for refused in [&["--type", "i2_s"], &["--embedding", "f16"]] {
+        let args = ["convert", "--input", &input, "--compress", "--output", &path("x")];
+        assert_eq!(call(&[&args[..], refused].concat()).status, 2, "{refused:?}");
+    }
+}

@@ -1,0 +1,217 @@
+//! Writing compressed models. A safetensors header says how long each blob is before the first one comes, so that everything
+//! is coded twice, the first time only for its lengths: coding is faster than disks, and memory holds a few chunks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::entropy::{CHUNK_BYTES, Elements, encode_chunk, header};
+
+use super::{FILES_KEY, FORMAT, FORMAT_KEY, FileEntry, TensorEntry, VERSION, VERSION_KEY};
+use crate::file::gguf::{GgmlType, Gguf};
+use crate::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
+use crate::file::{Mapping, TensorSink};
+use crate::{Error, Result};
+
+/// Tensors below this stay with the other bytes of their file: readers need scales and the like at once.
+const MIN_CODED_BYTES: usize = 4 << 10;
+/// Chunks that each thread codes before the codes are written.
+const CHUNKS_A_THREAD: usize = 8;
+
+/// How far compressing has come, in bytes of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompressProgress {
+    /// Bytes coded; each is twice.
+    pub done: usize,
+    /// Those that there are.
+    pub total: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompressReport {
+    /// Bytes of the model's files.
+    pub before: usize,
+    /// Bytes of the tensors and other parts as they are written now.
+    pub after: usize,
+}
+
+/// Some bytes of a file that are coded together.
+struct Blob<'a> {
+    name: String,
+    elements: Elements,
+    /// One part for a tensor, any number for what lies between tensors.
+    parts: Vec<&'a [u8]>,
+    entries: Vec<(u32, u32)>,
+}
+
+/// Writes the files of a model, GGUF, safetensors and others, to a compressed file on all cores. It appears at `path` when it
+/// is complete.
+pub fn compress(
+    files: &[Arc<Mapping>],
+    path: &Path,
+    progress: &mut dyn FnMut(CompressProgress),
+) -> Result<CompressReport> {
+    let mut entries = Vec::new();
+    let mut blobs = Vec::new();
+    for file in files {
+        let (entry, of_file) = plan(file)?;
+        entries.push(entry);
+        blobs.extend(of_file);
+    }
+    let before = files.iter().map(|file| file.as_slice().len()).sum();
+    let mut at = CompressProgress { done: 0, total: 2 * before };
+    let mut advance = |n: usize| {
+        at.done += n;
+        progress(at);
+    };
+    for blob in &mut blobs {
+        let mut chunks = Vec::new();
+        blob.encode(&mut advance, |code, sum| {
+            chunks.push((code.len() as u32, sum));
+            Ok(())
+        })?;
+        blob.entries = chunks;
+    }
+    let list = serde_json::json!(entries).to_string();
+    let metadata: BTreeMap<String, String> =
+        [(FORMAT_KEY, FORMAT), (VERSION_KEY, VERSION), (FILES_KEY, &list)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+    let sizes: Vec<[usize; 1]> = blobs.iter().map(|blob| [blob.size_bytes()]).collect();
+    let specs: Vec<_> = blobs
+        .iter()
+        .zip(&sizes)
+        .map(|(blob, size)| TensorSpec { name: &blob.name, dtype: Dtype::U8, shape: size })
+        .collect();
+    safetensors::write(path, &metadata, &specs, |i, sink| blobs[i].write(&mut advance, sink))?;
+    Ok(CompressReport { before, after: sizes.iter().map(|[n]| n).sum() })
+}
+
+/// What is coded of a file, and how.
+fn plan(file: &Arc<Mapping>) -> Result<(FileEntry, Vec<Blob<'_>>)> {
+    let bytes = file.as_slice();
+    let name = file.path().file_name();
+    let name = name.ok_or_else(|| Error::NotAFile { path: file.path().to_owned() })?;
+    let mut tensors = tensors_of(file)?;
+    tensors.retain(|(entry, len, _)| {
+        *len >= MIN_CODED_BYTES && entry.at.checked_add(*len).is_some_and(|end| end <= bytes.len())
+    });
+    tensors.sort_by_key(|(entry, len, _)| (entry.at, *len));
+    let mut entry =
+        FileEntry { name: name.to_string_lossy().into_owned(), bytes: bytes.len(), tensors: Vec::new() };
+    let (mut at, mut between, mut blobs) = (0, Vec::new(), Vec::new());
+    for (tensor, len, elements) in tensors {
+        // Nothing forbids a GGUF file to have two names for the same bytes.
+        if tensor.at < at {
+            continue;
+        }
+        between.push(&bytes[at..tensor.at]);
+        at = tensor.at + len;
+        let parts = vec![&bytes[tensor.at..at]];
+        blobs.push(Blob { name: entry.blob(&tensor), elements, parts, entries: Vec::new() });
+        entry.tensors.push(tensor);
+    }
+    between.push(&bytes[at..]);
+    let rest =
+        Blob { name: entry.name.clone(), elements: Elements::Bytes, parts: between, entries: Vec::new() };
+    blobs.push(rest);
+    Ok((entry, blobs))
+}
+
+/// The tensors of a file of any kind, with their bytes and what these are.
+fn tensors_of(file: &Arc<Mapping>) -> Result<Vec<(TensorEntry, usize, Elements)>> {
+    if file.as_slice().starts_with(b"GGUF") {
+        let gguf = Gguf::parse(file.clone())?;
+        let of_tensor = |tensor: &crate::file::gguf::TensorInfo| {
+            let bytes = tensor.bytes()?;
+            let elements = match tensor.ggml_type {
+                GgmlType::Dense(DenseFormat::F16 | DenseFormat::BF16) => Elements::Halves,
+                GgmlType::Dense(DenseFormat::F32) => Elements::Singles,
+                _ => Elements::Bytes,
+            };
+            let entry = TensorEntry {
+                name: tensor.name.clone(),
+                dtype: tensor.ggml_type.to_string(),
+                shape: tensor.dims.iter().rev().copied().collect(),
+                at: bytes.offset(),
+            };
+            Ok((entry, bytes.len(), elements))
+        };
+        return gguf.tensors().map(of_tensor).collect();
+    }
+    if file.path().extension().is_none_or(|extension| extension != "safetensors") {
+        return Ok(Vec::new());
+    }
+    let parsed = SafeTensors::parse(file.clone())?;
+    let of_tensor = |tensor: &safetensors::Tensor| {
+        let elements = match tensor.dtype {
+            Dtype::F16 | Dtype::BF16 => Elements::Halves,
+            Dtype::F32 => Elements::Singles,
+            _ => Elements::Bytes,
+        };
+        let entry = TensorEntry {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype.name().to_lowercase(),
+            shape: tensor.shape.clone(),
+            at: tensor.bytes.offset(),
+        };
+        (entry, tensor.bytes.len(), elements)
+    };
+    Ok(parsed.tensors().map(of_tensor).collect())
+}
+
+impl Blob<'_> {
+    fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    fn size_bytes(&self) -> usize {
+        let codes: usize = self.entries.iter().map(|(len, _)| *len as usize).sum();
+        header(self.len(), self.elements, &self.entries).len() + codes
+    }
+
+    fn write(&self, advance: &mut dyn FnMut(usize), sink: &mut TensorSink<'_>) -> Result<()> {
+        sink.write(&header(self.len(), self.elements, &self.entries))?;
+        self.encode(advance, |code, _| sink.write(&code))
+    }
+
+    /// Calls `each` with the code and the checksum of every chunk, in their order.
+    fn encode(
+        &self,
+        advance: &mut dyn FnMut(usize),
+        mut each: impl FnMut(Vec<u8>, u32) -> Result<()>,
+    ) -> Result<()> {
+        let joined;
+        let bytes = match &self.parts[..] {
+            [whole] => *whole,
+            parts => {
+                joined = parts.concat();
+                &joined
+            }
+        };
+        let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        for batch in bytes.chunks(n_threads * CHUNKS_A_THREAD * CHUNK_BYTES) {
+            let chunks: Vec<&[u8]> = batch.chunks(CHUNK_BYTES).collect();
+            let codes: Vec<Mutex<(Vec<u8>, u32)>> = chunks.iter().map(|_| Mutex::default()).collect();
+            let work = |first: usize| {
+                for i in (first..chunks.len()).step_by(n_threads) {
+                    let code = (encode_chunk(chunks[i], self.elements), crc32fast::hash(chunks[i]));
+                    *codes[i].lock().unwrap_or_else(PoisonError::into_inner) = code;
+                }
+            };
+            std::thread::scope(|scope| {
+                let work = &work;
+                (1..n_threads.min(chunks.len())).for_each(|first| drop(scope.spawn(move || work(first))));
+                work(0);
+            });
+            for code in codes {
+                let (code, sum) = code.into_inner().unwrap_or_else(PoisonError::into_inner);
+                each(code, sum)?;
+            }
+            advance(batch.len());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! The public surface of the crate, by theme.
+
+mod samples_packing;
