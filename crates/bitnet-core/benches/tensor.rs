@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::{BitNetDType, BitNetTensor, Device};
+use bitnet_quant::kernels::{Arithmetic, Kernels, Operand};
 use bitnet_quant::limits::{ReadPattern, read_gb_s};
 use bitnet_quant::threads::Threads;
 use divan::Bencher;
@@ -110,7 +111,7 @@ fn unvectorised(a: &[f32], b: &[f32], out: &mut [f32], op: impl Fn(f32, f32) -> 
 fn print_elementwise() {
     let (longest, read_bytes) = if is_smoke() { (2 << 10, 4 << 20) } else { (LENGTHS[2].1, 256 << 20) };
     println!(
-        "\nelement-wise, f32, one thread        GB/s   of the limit   loop without vectors/tensor   seeds"
+        "\nelement-wise, f32, one thread        GB/s   of the limit   loop without vectors/this   seeds"
     );
     for (place, n) in LENGTHS {
         let n = n.min(longest);
@@ -119,7 +120,8 @@ fn print_elementwise() {
         let (mut c, mut sums, mut plain_sums) = (random(&[n], &pool), vec![0.0; n], vec![0.0; n]);
         let repeated = |f: &mut dyn FnMut()| (0..longest / n).for_each(|_| f());
         let (x, y) = (a.as_slice::<f32>(), b.as_slice::<f32>());
-        let [bare, plain, add, mul, in_place] = fastest([
+        let mut kernel_sums = vec![0.0; n];
+        let [bare, plain, kernel, add, mul, in_place] = fastest([
             &mut || {
                 repeated(&mut || {
                     let terms = black_box(x).iter().zip(black_box(y));
@@ -128,19 +130,26 @@ fn print_elementwise() {
                 });
             },
             &mut || repeated(&mut || unvectorised(black_box(x), black_box(y), &mut plain_sums, |a, b| a + b)),
+            &mut || {
+                let (x, y) = (Operand::Elements(black_box(x)), Operand::Elements(black_box(y)));
+                repeated(&mut || {
+                    Kernels::best().arithmetic(Arithmetic::Add, x, y, black_box(&mut kernel_sums))
+                });
+            },
             &mut || repeated(&mut || drop(black_box(a.add(black_box(&b), &pool).unwrap()))),
             &mut || repeated(&mut || drop(black_box(a.mul(black_box(&b), &pool).unwrap()))),
             &mut || repeated(&mut || c.add_assign(black_box(&b), &pool).unwrap()),
         ]);
         let rate = |seconds: f64| (longest / n * 3 * 4 * n) as f64 / seconds / 1e9;
-        // What memory gives to reading alone, and to two streams that are read and one that is written.
-        let limit = (place == LENGTHS[2].0).then(|| {
-            let patterns = [ReadPattern::Streams(1), ReadPattern::Streams(4)];
-            read_gb_s(&Threads::new(1), read_bytes, &patterns).max(rate(bare))
-        });
-        for (name, seconds, seeds) in
-            [("add", add, "7.9"), ("mul", mul, "9.0"), ("add in place", in_place, "-")]
-        {
+        // What memory gives to reading alone, or to a plain loop over the same three streams.
+        let limit = (place == LENGTHS[2].0)
+            .then(|| read_gb_s(&Threads::new(1), read_bytes, &ReadPattern::ALL).max(rate(bare)));
+        for (name, seconds, seeds) in [
+            ("kernel of add", kernel, "7.9"),
+            ("add", add, "7.9"),
+            ("mul", mul, "9.0"),
+            ("add in place", in_place, "-"),
+        ] {
             let share = limit
                 .map_or("-".into(), |limit| format!("{:.0} % of {limit:.1}", 100.0 * rate(seconds) / limit));
             let ratio = plain / seconds;

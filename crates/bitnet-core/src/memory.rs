@@ -478,7 +478,7 @@ impl DevicePool {
     }
 
     /// A block, and whether it may hold something else than zeros.
-    #[inline]
+    #[inline(always)]
     fn block(&self, size: usize, zeroed: bool) -> Option<(Block, bool)> {
         if size >= LARGE {
             let (block, dirty) = self.large.allocate(size, zeroed)?;
@@ -530,8 +530,8 @@ impl Shared {
     }
 
     /// A block, and whether it may hold something else than zeros; `None` when the system has no more memory, not even with
-    /// that of what is free or idle.
-    #[inline]
+    /// that of what is free or idle. A call would return it through memory, which a small allocation notices.
+    #[inline(always)]
     fn block(&self, size: usize, zeroed: bool) -> Option<(Block, bool)> {
         self.cpu.block(size, zeroed).or_else(|| self.block_with_room(size, zeroed))
     }

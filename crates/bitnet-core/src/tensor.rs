@@ -282,6 +282,10 @@ impl BitNetTensor {
     }
 
     fn to_dtype(&self, dtype: BitNetDType, pool: &HybridMemoryPool) -> Result<Self> {
+        // A small operation takes less time than an engine that finds nothing to do.
+        if self.dtype == dtype {
+            return Ok(self.clone());
+        }
         ConversionEngine::new(ConversionConfig::default(), pool.clone())?.convert(self, dtype)
     }
 

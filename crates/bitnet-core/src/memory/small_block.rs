@@ -154,7 +154,7 @@ impl SmallBlocks {
     }
 
     /// A block for `size` bytes, which are below [`LARGE`]; `None` when the system has no more memory.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn allocate(&self, size: usize, large: &LargeBlocks) -> Option<SmallBlock> {
         let class = class_of(size);
         let mut cached = self.cache().0.lock();

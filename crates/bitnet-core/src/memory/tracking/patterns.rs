@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bitnet_quant::float::ln64;
+
 use super::TimelinePoint;
 use crate::Device;
 
@@ -11,6 +13,8 @@ const MIN_EVENTS: usize = 16;
 const MIN_POINTS: usize = 4;
 /// Points this close to the middle one agree with it.
 const AGREEMENT: f64 = 0.1;
+/// The deviation of the logarithms of intervals between events that know nothing of each other: π / √6.
+const UNRELATED: f64 = 1.282_549_830_161_864;
 /// Fragmentation from here on is worth doing something about.
 const FRAGMENTED: f64 = 0.25;
 
@@ -84,18 +88,25 @@ fn by_size(events: &[Event]) -> AllocationPattern {
     }
 }
 
-/// 1 / (1 + c) with c the deviation of the intervals from their mean, as a share of it: 1 for a clock, ½ for events that
-/// know nothing of each other, less for bursts.
+/// 1 / (1 + d) with d the deviation of the logarithms of the intervals, as a share of what it is between events that know
+/// nothing of each other: 1 for a clock, ½ for such events, less for bursts. Without the logarithms, one interval in which
+/// the thread had no processor would hide a clock.
 fn temporal(events: &[Event]) -> AllocationPattern {
-    let intervals: Vec<f64> = events.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect();
-    let mean = intervals.iter().sum::<f64>() / intervals.len() as f64;
-    let variance = intervals.iter().map(|i| (i - mean) * (i - mean)).sum::<f64>() / intervals.len() as f64;
-    let is_steady = mean > 0.0;
-    let confidence = if is_steady { 1.0 / (1.0 + variance.sqrt() / mean) } else { 0.0 };
+    let intervals: Vec<f64> =
+        events.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64().max(1e-9)).collect();
+    let mean = |of: &dyn Fn(f64) -> f64| {
+        intervals.iter().map(|interval| of(*interval)).sum::<f64>() / intervals.len() as f64
+    };
+    let mean_log = mean(&ln64);
+    let variance = mean(&|interval| (ln64(interval) - mean_log) * (ln64(interval) - mean_log));
+    let confidence = 1.0 / (1.0 + variance.sqrt() / UNRELATED);
     AllocationPattern {
         kind: PatternKind::Temporal,
         confidence,
-        finding: format!("an allocation every {:.1?} on average", Duration::from_secs_f64(mean)),
+        finding: format!(
+            "an allocation every {:.1?} on average",
+            Duration::from_secs_f64(mean(&|interval| interval))
+        ),
         suggestion: match confidence < 0.5 {
             true => "allocations come in bursts: allocate together what is used together",
             false => "allocations come steadily: keep what is freed for the next",
