@@ -80,9 +80,10 @@ fn compress(args: &ConvertArgs) -> anyhow::Result<()> {
         line.show(WriteProgress { done, total });
     })?;
     drop(line);
-    let CompressReport { before, after } = report;
-    let percent = after as f64 / before.max(1) as f64 * 100.0;
-    say!("{before} bytes became {after} ({percent:.1} %)");
+    let CompressReport { before, after, entropy } = report;
+    let percent = |bytes: f64| bytes / before.max(1) as f64 * 100.0;
+    let (now, least) = (percent(after as f64), percent(entropy));
+    say!("{before} bytes became {after} ({now:.1} %; the entropy of their bytes is {least:.1} %)");
     Ok(())
 }
 

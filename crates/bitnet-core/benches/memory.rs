@@ -249,8 +249,8 @@ fn print_patterns() {
         pattern.finding.contains(what) || pattern.suggestion.contains(what)
     };
     println!("\npattern         in                          found          confidence    µs a look   seeds");
-    type Use<'a> = &'a dyn Fn(&HybridMemoryPool);
-    let cases: [(PatternKind, &str, Use<'_>, &str, &str); 7] = [
+    type Load<'a> = &'a dyn Fn(&HybridMemoryPool);
+    let cases: [(PatternKind, &str, Load<'_>, &str, &str); 7] = [
         (PatternKind::Device, "one device", &|pool| sized(pool, &[KIB]), "on cpu", "100 %"),
         (PatternKind::Size, "one size", &|pool| sized(pool, &[3000]), "to 4096", "100 %"),
         (PatternKind::Size, "one of four other", &|pool| sized(pool, &[90, 90, 90, 9000]), "to 128", "-"),

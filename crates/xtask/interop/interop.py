@@ -22,6 +22,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 BITNET, FOLDER = sys.argv[1], Path(sys.argv[2])
 STORIES = Path(__file__).parents[2] / "bitnet-inference/assets/stories"
 HEROES = "hedgehog penguin rabbit fox dragon robot mouse owl bear girl boy whale cat dog turtle".split()

@@ -2,10 +2,8 @@
 //!
 //! Not part of `ci`: the Python packages are gigabytes, and llama.cpp is compiled when they are installed.
 
-use std::path::Path;
-
 use crate::ci::Outcome;
-use crate::command::{cargo, command, root, run, succeeds};
+use crate::command::{cargo, command, run, succeeds};
 use crate::error::Error;
 
 const PACKAGES: [&str; 5] = ["torch", "transformers", "accelerate", "safetensors", "llama-cpp-python"];
@@ -18,7 +16,8 @@ pub(crate) fn check(python: Option<&str>) -> Result<Outcome, Error> {
     let python = match python {
         Some(python) => python,
         None => {
-            if !Path::new(root()).join(&own_python).exists() {
+            // An installation that was interrupted is taken up again.
+            if !succeeds(command(&own_python, ["-c", "import accelerate, llama_cpp, torch, transformers"])) {
                 if !succeeds(command("python3", ["-m", "venv", "--help"])) {
                     return Ok(Outcome::Skipped("python3 with venv is not installed".into()));
                 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::entropy::{CHUNK_BYTES, Elements, encode_chunk, header};
+use bitnet_quant::entropy::{CHUNK_BYTES, Elements, encode_chunk, entropy_bits, header};
 
 use super::{FILES_KEY, FORMAT, FORMAT_KEY, FileEntry, TensorEntry, VERSION, VERSION_KEY};
 use crate::file::gguf::{GgmlType, Gguf};
@@ -29,12 +29,14 @@ pub struct CompressProgress {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CompressReport {
     /// Bytes of the model's files.
     pub before: usize,
     /// Bytes of the tensors and other parts as they are written now.
     pub after: usize,
+    /// Bytes below which no code comes that knows how often each byte occurs in a chunk, and nothing else.
+    pub entropy: f64,
 }
 
 /// Some bytes of a file that are coded together.
@@ -66,7 +68,9 @@ pub fn compress(
         at.done += n;
         progress(at);
     };
+    let mut entropy = 0.0;
     for blob in &mut blobs {
+        entropy += blob.entropy_bytes();
         let mut chunks = Vec::new();
         blob.encode(&mut advance, |code, sum| {
             chunks.push((code.len() as u32, sum));
@@ -86,7 +90,7 @@ pub fn compress(
         .map(|(blob, size)| TensorSpec { name: &blob.name, dtype: Dtype::U8, shape: size })
         .collect();
     safetensors::write(path, &metadata, &specs, |i, sink| blobs[i].write(&mut advance, sink))?;
-    Ok(CompressReport { before, after: sizes.iter().map(|[n]| n).sum() })
+    Ok(CompressReport { before, after: sizes.iter().map(|[n]| n).sum(), entropy })
 }
 
 /// What is coded of a file, and how.
@@ -165,6 +169,14 @@ fn tensors_of(file: &Arc<Mapping>) -> Result<Vec<(TensorEntry, usize, Elements)>
 impl Blob<'_> {
     fn len(&self) -> usize {
         self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    fn entropy_bytes(&self) -> f64 {
+        let of_part = |part: &&[u8]| {
+            let n = part.len() / self.elements.size();
+            entropy_bits(part, self.elements) * n as f64 / 8.0
+        };
+        self.parts.iter().map(of_part).sum()
     }
 
     fn size_bytes(&self) -> usize {
