@@ -256,6 +256,7 @@ impl HybridMemoryPool {
         let size = n.checked_mul(size_of::<T>()).ok_or(overflow)?;
         Ok(Buffer {
             handle: self.handle(size, ALIGNMENT, &Device::Cpu, true, Location::caller())?,
+            large_pages_from: None,
             element: std::marker::PhantomData,
         })
     }
@@ -671,6 +672,8 @@ impl Drop for MemoryHandle {
 #[derive(Debug)]
 pub struct Buffer<T> {
     handle: MemoryHandle,
+    /// From which byte on large pages are asked for.
+    large_pages_from: Option<usize>,
     element: std::marker::PhantomData<T>,
 }
 
@@ -684,8 +687,23 @@ impl<T: Pod> Buffer<T> {
     /// Asks the system for large pages where the elements from `first` on were not written yet: worth it where they will
     /// all be written, and read many times. Without effect where the system has none.
     pub fn prefer_large_pages(&mut self, first: usize) {
-        let bytes = self.handle.as_slice();
-        region::prefer_large_pages(bytes.get(first * size_of::<T>()..).unwrap_or_default());
+        self.large_pages_from = Some(first * size_of::<T>());
+        self.advise_large_pages(true);
+    }
+}
+
+impl<T> Buffer<T> {
+    fn advise_large_pages(&self, preferred: bool) {
+        if let Some(from) = self.large_pages_from {
+            region::prefer_large_pages(self.handle.as_slice().get(from..).unwrap_or_default(), preferred);
+        }
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // Whoever is given the memory next may write little of it.
+        self.advise_large_pages(false);
     }
 }
 

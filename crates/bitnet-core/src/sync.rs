@@ -11,6 +11,7 @@ pub(crate) use std::thread::ThreadId;
 
 /// Looks at a lock before the processor is left to others: some microseconds.
 const LOOKS: usize = 100;
+const MOST_LOOKS: usize = 10_000;
 
 /// Locks; data behind a lock of ours is whole also when a thread has panicked with the lock in hand.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -19,7 +20,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Passes some time after a lock has been looked at so often.
 pub(crate) fn wait(n_looks: usize) {
-    if n_looks < LOOKS { std::hint::spin_loop() } else { std::thread::yield_now() }
+    match n_looks {
+        0..LOOKS => std::hint::spin_loop(),
+        LOOKS..MOST_LOOKS => std::thread::yield_now(),
+        // Who has the lock may be of a lower priority, for which nobody makes way by yielding.
+        _ => std::thread::sleep(std::time::Duration::from_micros(50)),
+    }
 }
 
 /// Which thread this is, as no other one at the same time.

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use bitnet_core::Device;
-use bitnet_core::memory::{CleanupConfig, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, Reclaim};
+use bitnet_core::memory::{
+    CleanupConfig, CleanupStrategy, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, Reclaim,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -105,5 +107,26 @@ fn where_the_system_has_no_more_what_is_free_and_what_is_idle_makes_room() {
         assert!(owner.0.lock().unwrap().is_none(), "what is idle, too");
         assert!(allocate(1500 * MIB).is_err());
         assert_eq!(pool.get_metrics().peak_allocated, 1200 * MIB);
+    });
+}
+
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
+fn large_pages_end_with_the_buffer_that_asked_for_them() {
+    alone("memory_rss::large_pages_end_with_the_buffer_that_asked_for_them", "", || {
+        let pool = HybridMemoryPool::new().unwrap();
+        let touch = |buffer: &mut [u8]| buffer.iter_mut().step_by(4 * MIB).for_each(|byte| *byte = 1);
+        let growth = |large: bool| {
+            let before = anonymous_rss();
+            let mut buffer = pool.buffer::<u8>(64 * MIB).unwrap();
+            if large {
+                buffer.prefer_large_pages(0);
+            }
+            touch(&mut buffer);
+            anonymous_rss() - before
+        };
+        growth(true);
+        pool.cleanup(CleanupStrategy::Compaction);
+        assert!(growth(false) < MIB, "a page for each of 16 bytes");
     });
 }

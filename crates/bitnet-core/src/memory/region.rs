@@ -82,18 +82,19 @@ pub(crate) fn release(bytes: &mut [u8]) {
     let _ = bytes;
 }
 
-/// Asks for large pages behind the whole ones of `bytes`, which keep what they hold.
-pub(crate) fn prefer_large_pages(bytes: &[u8]) {
+/// Asks for large pages where `bytes` has whole ones of them, or for none any more. What the bytes hold stays.
+pub(crate) fn prefer_large_pages(bytes: &[u8], preferred: bool) {
     #[cfg(all(target_os = "linux", not(miri)))]
     {
         let start = bytes.as_ptr().align_offset(LARGE_PAGE);
         let len = bytes.len().saturating_sub(start) / LARGE_PAGE * LARGE_PAGE;
+        let advice = if preferred { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         if len > 0 {
             // SAFETY: the range is of mapped memory, and the advice changes none of its bytes. Where it is refused, pages
             // stay as they are.
-            unsafe { libc::madvise(bytes.as_ptr().add(start).cast_mut().cast(), len, libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(bytes.as_ptr().add(start).cast_mut().cast(), len, advice) };
         }
     }
     #[cfg(not(all(target_os = "linux", not(miri))))]
-    let _ = bytes;
+    let _ = (bytes, preferred);
 }

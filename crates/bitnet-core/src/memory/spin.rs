@@ -1,11 +1,12 @@
 //! A lock for what one thread alone uses as a rule.
 //!
 //! Taking it is one atomic instruction and giving it back none, where a mutex that threads can sleep on needs one for each,
-//! at a tenth of what an allocation may take. So nobody may do more under it than move a few values, and who finds it
-//! taken looks again.
+//! at a tenth of what an allocation may take. So nobody may wait for another lock under it, and who finds it taken looks
+//! again, then gives way, then sleeps.
 
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 use crate::sync::{AtomicBool, Ordering, wait};
@@ -20,8 +21,8 @@ pub(crate) struct Spin<T> {
 // SAFETY: the value is reached through the guard only, of which there is one at a time, like that of a `Mutex<T>`.
 unsafe impl<T: Send> Sync for Spin<T> {}
 
-/// The value, until it is dropped.
-pub(crate) struct SpinGuard<'a, T>(&'a Spin<T>);
+/// The value, until it is dropped. Sharing it shares a `&T`, which the marker keeps to those that allow it.
+pub(crate) struct SpinGuard<'a, T>(&'a Spin<T>, PhantomData<&'a mut T>);
 
 impl<T> Spin<T> {
     pub(crate) fn new(value: T) -> Self {
@@ -35,7 +36,7 @@ impl<T> Spin<T> {
             wait(n_looks);
             n_looks += 1;
         }
-        SpinGuard(self)
+        SpinGuard(self, PhantomData)
     }
 }
 

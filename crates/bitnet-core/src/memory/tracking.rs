@@ -335,7 +335,10 @@ impl Tracker {
         let at = self.started.elapsed();
         keep(&mut entries.events, MAX_EVENTS, Event { at, size, device });
         if entries.n_allocated.is_multiple_of(TIMELINE_EVERY) {
+            // What the pool looks like takes a lock that threads sleep on.
+            drop(entries);
             let (allocated, fragmentation) = state();
+            entries = self.logs[log].0.lock();
             keep(&mut entries.timeline, MAX_POINTS, TimelinePoint { at, allocated, fragmentation });
         }
         let is_detailed = self.watches(TrackingLevel::Detailed).is_some();
