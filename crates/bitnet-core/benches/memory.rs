@@ -227,6 +227,9 @@ fn print_cleanup() {
     }
 }
 
+/// A kind of pattern, what allocates in that way and what that is called, what is to be found, and the seeds' figure.
+type Case<'a> = (PatternKind, &'a str, &'a dyn Fn(&HybridMemoryPool), &'a str, &'a str);
+
 /// What is found in allocations that were made to have a pattern, or a mixture of two.
 fn print_patterns() {
     let sized = |pool: &HybridMemoryPool, sizes: &[usize]| {
@@ -249,8 +252,7 @@ fn print_patterns() {
         pattern.finding.contains(what) || pattern.suggestion.contains(what)
     };
     println!("\npattern         in                          found          confidence    µs a look   seeds");
-    type Load<'a> = &'a dyn Fn(&HybridMemoryPool);
-    let cases: [(PatternKind, &str, Load<'_>, &str, &str); 7] = [
+    let cases: [Case<'_>; 7] = [
         (PatternKind::Device, "one device", &|pool| sized(pool, &[KIB]), "on cpu", "100 %"),
         (PatternKind::Size, "one size", &|pool| sized(pool, &[3000]), "to 4096", "100 %"),
         (PatternKind::Size, "one of four other", &|pool| sized(pool, &[90, 90, 90, 9000]), "to 128", "-"),

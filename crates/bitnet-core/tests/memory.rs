@@ -626,7 +626,7 @@ fn cleanups_ask_those_only_who_have_been_idle_for_long() {
     while idle.n_asked() == 0 && Instant::now() < until {
         drop(allocate(&pool, 64));
     }
-    assert_eq!((idle.n_asked(), fresh.n_asked()), (1, 0));
+    assert!(idle.n_asked() > 0 && fresh.n_asked() == 0);
 }
 
 #[test]
@@ -634,19 +634,17 @@ fn above_the_threshold_cleanups_are_repeated_but_not_at_every_allocation() {
     for threshold in [0.0, 0.5] {
         let pool = HybridMemoryPool::with_config(capped(4 * MIB, threshold)).unwrap();
         let owner = Owner::new(&pool, 2 * MIB, 2 * MIB, LONG);
-        // Its own allocation was before it was known.
-        let started = Instant::now();
-        let asked_while = |time| {
-            let before = owner.n_asked();
-            while started.elapsed() < time {
+        // Each lasts longer than the pause between cleanups, on a busy machine much longer.
+        for _ in 0..2 {
+            let (started, before) = (Instant::now(), owner.n_asked());
+            while started.elapsed() < Duration::from_millis(1200) {
                 drop(allocate(&pool, MIB));
                 std::thread::sleep(Duration::from_millis(5));
             }
-            owner.n_asked() - before
-        };
-        asked_while(Duration::from_millis(1100));
-        let again = asked_while(Duration::from_millis(2300));
-        assert!((1..=2).contains(&again), "{threshold}: {again} times in 1.2 s");
+            drop(allocate(&pool, MIB));
+            let (n, seconds) = (owner.n_asked() - before, started.elapsed().as_secs() as usize);
+            assert!((1..=seconds + 2).contains(&n), "{threshold}: {n} times in {seconds} s");
+        }
     }
 }
 
