@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use bitnet_quant::kernels::{Isa, Kernels};
+use bitnet_quant::kernels::Kernels;
 use bitnet_quant::prelude::*;
 use libfuzzer_sys::fuzz_target;
 
@@ -31,7 +31,9 @@ fn unpack(packer: &dyn TernaryPacker, payload: &[u8], len: usize) {
         packer.unpack_payload(payload, kernels, &mut out).map(|()| out)
     };
     let weights = unpack(Kernels::best());
-    assert_eq!(weights, unpack(Kernels::for_isa(Isa::Scalar).unwrap()));
+    for kernels in Kernels::available() {
+        assert_eq!(weights, unpack(kernels));
+    }
     if let Ok(weights) = weights {
         assert!(weights.iter().all(|w| (-1..=1).contains(w)));
     }

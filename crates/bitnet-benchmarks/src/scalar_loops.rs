@@ -63,16 +63,21 @@ fn compressed_sparse(payload: &[u8], out: &mut [i8]) {
     for out in &mut *out {
         *out = in_register(0);
     }
-    let bit = |bytes: &[u8], i: usize| usize::from(bytes[i / 8] >> (i % 8) & 1);
-    let (mut at, mut record) = (0, 0);
-    for i in 0..unary.len() * 8 {
-        if bit(unary, i) == 0 {
-            at += 1 << k;
-            continue;
+    let word = |bytes: &[u8], at: usize| match bytes[at..].first_chunk() {
+        Some(word) => u64::from_le_bytes(*word),
+        None => bytes[at..].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    };
+    let (mut at, mut record, mut end_of_gap) = (0, 0, 0);
+    for start in (0..unary.len()).step_by(8) {
+        let mut ones = word(unary, start);
+        while ones != 0 {
+            let one = 8 * start + ones.trailing_zeros() as usize;
+            let fields = word(records, record / 8) >> (record % 8);
+            let low = (fields >> 1) as usize & ((1 << k) - 1);
+            at += ((one - end_of_gap) << k) + low;
+            out[at] = in_register(1 - 2 * (fields & 1) as i8);
+            (at, record, end_of_gap, ones) = (at + 1, record + k + 1, one + 1, ones & (ones - 1));
         }
-        let low: usize = (0..k).map(|b| bit(records, record + 1 + b) << b).sum();
-        out[at + low] = in_register(1 - 2 * bit(records, record) as i8);
-        (at, record) = (at + low + 1, record + k + 1);
     }
 }
 
@@ -87,19 +92,18 @@ fn run_length(payload: &[u8], out: &mut [i8]) {
 }
 
 #[inline(always)]
-fn in_register(weight: i8) -> i8 {
-    let mut register = i32::from(weight);
+fn in_register(mut weight: i8) -> i8 {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: it has no instruction.
     unsafe {
-        asm!("/* {0:e} */", inout(reg) register, options(nomem, nostack, preserves_flags))
+        asm!("/* {0} */", inout(reg_byte) weight, options(nomem, nostack, preserves_flags))
     };
     #[cfg(target_arch = "aarch64")]
     // SAFETY: it has no instruction.
     unsafe {
-        asm!("/* {0:w} */", inout(reg) register, options(nomem, nostack, preserves_flags))
+        asm!("/* {0:w} */", inout(reg) weight, options(nomem, nostack, preserves_flags))
     };
-    register as i8
+    weight
 }
 
 #[cfg(test)]

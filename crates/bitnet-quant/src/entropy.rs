@@ -2,7 +2,7 @@
 //!
 //! Weights are no text: what repeats in them is not a sequence but a distribution. Floating-point numbers use few of their
 //! exponents, and four ternary weights in a byte take 81 values, of which those with zeros are more frequent. So each byte is
-//! coded by itself, with as many bits as its frequency calls for ([`huffman`]), and what has no such structure, mantissas
+//! coded by itself, with as many bits as its frequency calls for (`huffman`), and what has no such structure, mantissas
 //! above all, is kept as it is.
 //!
 //! A coded tensor says of itself all that decoding needs. Little-endian: the length of what it decodes to (u64), the bytes of

@@ -216,10 +216,10 @@ pub trait TernaryPacker: fmt::Debug + Sync {
 pub struct TernaryPackerFactory;
 
 impl TernaryPackerFactory {
-    /// What automatic choice compares, the one that unpacks fastest first: of equal sizes the first is taken.
-    const CANDIDATES: [TernaryPackingStrategy; 6] = [
+    /// What automatic choice compares, in the order in which one is preferred where sizes are equal. ByteAligned is never
+    /// smaller than two bits a weight are.
+    const CANDIDATES: [TernaryPackingStrategy; 5] = [
         TernaryPackingStrategy::BitPacked2Bit,
-        TernaryPackingStrategy::ByteAligned,
         TernaryPackingStrategy::Base3Packed,
         TernaryPackingStrategy::RunLengthEncoded,
         TernaryPackingStrategy::CompressedSparse,
