@@ -75,10 +75,16 @@ impl ExecutionPlan {
             choices: Vec::new(),
             notices: Vec::new(),
         };
+        if plan.thread_counts.len() > 1 {
+            // What was learned of backends was learned with the threads that the best kernels are fastest with.
+            plan.kernels = request.isa.map_or_else(|| Ok(Kernels::best()), Kernels::for_isa)?;
+            if let Some((n, _)) = plan.measured(&timings) {
+                plan.take_threads(n);
+            }
+        }
         plan.choose_backend(request, &mut timings)?;
-        match plan.measured(&timings) {
-            Some((n, _)) if plan.thread_counts.len() > 1 => plan.take_threads(n),
-            _ => plan.note("threads", plan.threads.len(), threads_reason),
+        if !plan.choices.iter().any(|choice| choice.what == "threads") {
+            plan.note("threads", plan.threads.len(), threads_reason);
         }
         plan.notices.extend(timings.notice());
         Ok(plan)

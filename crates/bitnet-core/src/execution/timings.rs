@@ -60,9 +60,9 @@ impl Timings {
         }
         self.values.insert(key.to_owned(), value);
         let Some(cache) = &self.cache else { return };
-        // Another process may have measured something else meanwhile.
-        let mut values = stored(cache).unwrap_or_default();
-        values.extend(self.values.iter().map(|(key, value)| (key.clone(), *value)));
+        // Another process may have measured something else meanwhile, or the same again.
+        let mut values = stored(cache).unwrap_or_else(|| self.values.clone());
+        values.insert(key.to_owned(), value);
         let stored = Stored { version: VERSION, processor: processor(), values };
         // Names and finite numbers are always JSON.
         let json = serde_json::to_vec_pretty(&stored).unwrap_or_default();
