@@ -63,20 +63,27 @@ impl RunState {
     ) -> Result<Self> {
         let widest = config.dim.max(config.ffn_dim).max(config.q_dim());
         let f32s = |n: usize| pool.buffer::<f32>(n);
+        // Large pages come back quickly when the next prompt wants them.
+        let rows = |width: usize| {
+            f32s(chunk * width).map(|mut rows| {
+                rows.prefer_large_pages(ROWS_KEPT * width);
+                rows
+            })
+        };
         Ok(RunState {
-            hidden: f32s(chunk * config.dim)?,
-            normed: f32s(chunk * config.dim)?,
-            inner: f32s(if config.input_norm_eps.is_some() { chunk * widest } else { 0 })?,
-            q: f32s(chunk * config.q_dim())?,
-            k: f32s(chunk * config.kv_dim())?,
-            v: f32s(chunk * config.kv_dim())?,
-            mixed: f32s(chunk * config.q_dim())?,
+            hidden: rows(config.dim)?,
+            normed: rows(config.dim)?,
+            inner: rows(if config.input_norm_eps.is_some() { widest } else { 0 })?,
+            q: rows(config.q_dim())?,
+            k: rows(config.kv_dim())?,
+            v: rows(config.kv_dim())?,
+            mixed: rows(config.q_dim())?,
             partials: {
                 let n = config.heads().scratch_queries(max_seq_len, chunk);
                 Partials { weighted: f32s(n * config.head_dim)?, max: f32s(n)?, sum: f32s(n)? }
             },
-            gate: f32s(chunk * config.ffn_dim)?,
-            up: f32s(chunk * config.ffn_dim)?,
+            gate: rows(config.ffn_dim)?,
+            up: rows(config.ffn_dim)?,
             codes: pool.buffer(QuantizedRows::codes_len(chunk, widest))?,
             factors: f32s(chunk)?,
             sums: pool.buffer(chunk)?,
