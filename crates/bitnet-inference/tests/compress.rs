@@ -1,14 +1,18 @@
 //! Compressed models are the models that they were made from, bit for bit, and damaged ones are refused.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use bitnet_core::file::Mapping;
-use bitnet_core::file::compressed::CompressedFile;
+use bitnet_core::file::compressed::{self, CompressedFile};
+use bitnet_core::file::gguf::Gguf;
+use bitnet_core::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
+use bitnet_core::file::{Bytes, Mapping};
 use bitnet_inference::config::Architecture;
 use bitnet_inference::convert::{CompressReport, compress};
 use bitnet_inference::{Error, GenerateOptions, Model, ModelOptions, Preparation, SessionOptions};
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::entropy::{Elements, encode};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::layout::Layout;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
@@ -130,7 +134,85 @@ fn a_model_is_compressed_once_and_not_over_itself() {
     }
 }
 
-/// Every file comes back byte for byte, and no damage goes unnoticed where it could change a weight.
+/// Every file of the model, whole again: what its reader gets, and each tensor where it says that it is.
+fn assert_same_files(compressed: &Path, originals: &[&Path]) {
+    let file = CompressedFile::parse(Mapping::open(compressed).unwrap()).unwrap().unwrap();
+    assert_eq!(file.file_names().count(), originals.len());
+    for original in originals {
+        let name = original.file_name().unwrap().to_str().unwrap();
+        let holes = file.file(name).unwrap().unwrap();
+        let tensors: Vec<Bytes> = if holes.as_slice().starts_with(b"GGUF") {
+            Gguf::parse(holes.clone()).unwrap().tensors().map(|tensor| tensor.bytes().unwrap()).collect()
+        } else if name.ends_with(".safetensors") {
+            SafeTensors::parse(holes.clone()).unwrap().tensors().map(|tensor| tensor.bytes.clone()).collect()
+        } else {
+            Vec::new()
+        };
+        let mut whole = holes.as_slice().to_vec();
+        for bytes in tensors {
+            whole[bytes.offset()..][..bytes.len()].copy_from_slice(&file.fill(&bytes).unwrap());
+        }
+        assert!(whole == fs::read(original).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn every_file_comes_back_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let i2_s = StoredAs::Ternary(TernaryFormat::I2s(I2sLayout::Block128));
+    let gguf = RandomModel::new(recipe(vec![i2_s], DenseFormat::F32)).write_gguf(folder.path());
+    let (output, _) = compressed(&gguf, folder.path());
+    assert_same_files(&output, &[&gguf]);
+
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories");
+    let (output, _) = compressed(&assets, folder.path());
+    let file = CompressedFile::parse(Mapping::open(&output).unwrap()).unwrap().unwrap();
+    let originals: Vec<_> = file.file_names().map(|name| assets.join(name)).collect();
+    assert!(originals.len() > 2, "{originals:?}");
+    assert_same_files(&output, &originals.iter().map(|path| path.as_path()).collect::<Vec<_>>());
+}
+
+/// Names of any length, and so many tensors of so little in them that a blob for each would be too many.
+#[test]
+fn whatever_is_written_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("a_model_whose_own_name_is_not_short.safetensors");
+    let names: Vec<String> = (0..2000).map(|i| format!("{i:0250}")).collect();
+    let spec = |name| TensorSpec { name, dtype: Dtype::U8, shape: &[5000] };
+    let specs: Vec<TensorSpec<'_>> = names.iter().map(|name| spec(name)).collect();
+    let mut random = Random(3);
+    safetensors::write(&input, &BTreeMap::new(), &specs, |i, sink| {
+        let noise = (0..5000).map(|_| random.below(256) as u8).collect();
+        sink.write(&if i % 500 == 1 { noise } else { vec![7; 5000] })
+    })
+    .unwrap();
+    let output = folder.path().join("small.bitnet");
+    let mut last = (0, 1);
+    let mut progress = |at: compressed::CompressProgress| last = (at.done, at.total);
+    let report = compressed::compress(&[Mapping::open(&input).unwrap()], &output, &mut progress).unwrap();
+    assert!(last.0 == last.1 && 20 * report.after < report.before, "{last:?}, {report:?}");
+    assert_same_files(&output, &[&input]);
+    let file = CompressedFile::parse(Mapping::open(&output).unwrap()).unwrap().unwrap();
+    let own: Vec<_> = file.tensors().map(|tensor| tensor.unwrap().name.to_owned()).collect();
+    assert_eq!(own, [1, 501, 1001, 1501].map(|i| names[i].clone()), "those that are worth a blob");
+}
+
+#[test]
+fn what_could_not_be_read_is_not_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|inner| {
+        let inner = folder.path().join(inner);
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("same.json"), "{}").unwrap();
+        Mapping::open(&inner.join("same.json")).unwrap()
+    });
+    let output = folder.path().join("small.bitnet");
+    let refused = compressed::compress(&files, &output, &mut |_| ()).unwrap_err();
+    assert!(refused.to_string().contains("there twice"), "{refused}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "only the folders are there");
+}
+
+/// No damage goes unnoticed where it could change a weight.
 #[test]
 fn damaged_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -185,10 +267,54 @@ fn lies_of_the_header_are_found_before_memory_is_taken() {
         (&length, "\\\"bytes\\\":-1"),
         ("\\\"name\\\":\\\"model.gguf\\\"", "\\\"name\\\":\\\"../model.gguf\\\""),
         ("\\\"at\\\":", "\\\"at\\\":9"),
-        ("\\\"name\\\":\\\"token_embd.weight\\\"", "\\\"name\\\":\\\"token_embd.other\\\""),
+        ("\"file0/tensor0\":", "\"file0/tensor99\":"),
+        ("\"file0\":", "\"file9\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},\"file0\":"),
     ] {
         assert!(with(from, to).is_err(), "{to}");
     }
+}
+
+/// Entries that are no lie each, but that add up to one.
+#[test]
+fn entries_share_no_blob_and_are_not_small() {
+    let zeros = encode(&vec![0; 1 << 20], Elements::Bytes);
+    let parse = |entries: &[(&str, usize)], blobs: &[(&str, &[u8])], bytes: usize| {
+        let tensors: Vec<_> = entries
+            .iter()
+            .map(|(name, at)| serde_json::json!({"name": name, "dtype": "u8", "shape": [], "at": at}))
+            .collect();
+        let members = serde_json::json!([{"name": "m.bin", "bytes": bytes, "tensors": tensors}]).to_string();
+        let metadata = [("format", "bitnet-compressed"), ("version", "1"), ("members", &members)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let sizes: Vec<_> = blobs.iter().map(|(_, blob)| [blob.len()]).collect();
+        let spec = |((name, _), shape)| TensorSpec { name, dtype: Dtype::U8, shape };
+        let specs: Vec<TensorSpec<'_>> = blobs
+            .iter()
+            .map(|(name, blob)| (*name, *blob))
+            .zip(sizes.iter().map(|size| &size[..]))
+            .map(spec)
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made.bitnet");
+        safetensors::write(&path, &metadata.into(), &specs, |i, sink| sink.write(blobs[i].1)).unwrap();
+        CompressedFile::parse(Mapping::open(&path).unwrap())
+    };
+    let rest = encode(&[], Elements::Bytes);
+    let (own, other) = (("file0/tensor0", &zeros[..]), ("file0/tensor1", &zeros[..]));
+    let rest = ("file0", &rest[..]);
+    let many: Vec<(String, usize)> = (0..60_000).map(|i| (i.to_string(), i << 20)).collect();
+    let many: Vec<(&str, usize)> = many.iter().map(|(name, at)| (name.as_str(), *at)).collect();
+    assert!(parse(&[("a", 0)], &[own, rest], 1 << 20).unwrap().is_some());
+    assert!(parse(&[("a", 0), ("b", 1 << 20)], &[own, other, rest], 2 << 20).unwrap().is_some());
+    let twice = parse(&[("a", 0), ("a", 1 << 20)], &[own, other, rest], 2 << 20).unwrap_err();
+    assert!(twice.to_string().contains("there twice"), "{twice}");
+    let shared = parse(&many, &[own, rest], 60_000 << 20).unwrap_err();
+    assert!(shared.to_string().contains("file0/tensor1"), "{shared}");
+    let unused = parse(&[("a", 0)], &[own, other, rest], 1 << 20).unwrap_err();
+    assert!(unused.to_string().contains("3 blobs"), "{unused}");
+    let scale = encode(&[0, 0, 128, 63], Elements::Singles);
+    let small = parse(&[("a", 0)], &[("file0/tensor0", &scale), rest], 4).unwrap_err();
+    assert!(small.to_string().contains("at least 4096"), "{small}");
 }
 
 /// A file of `tests/data/hostile/compressed` for each rule: its name says what is wrong with it.
@@ -202,5 +328,5 @@ fn hostile_files_are_refused() {
         assert!(error.to_string().contains("; "), "no advice in: {error}");
         n += 1;
     }
-    assert!(n > 25, "{n} files");
+    assert!(n > 28, "{n} files");
 }

@@ -2,12 +2,12 @@
 //!
 //! The file is safetensors, so that other tools can list it. Each large tensor of the model is a blob that says how it
 //! decodes (`bitnet_quant::entropy`), and each file of the model another one with all that is not such a tensor: headers,
-//! vocabulary, small tensors. The metadata say where in which file a tensor stood. So a file comes back byte for byte,
+//! vocabulary, small tensors. Blobs have numbers; the metadata say which names they had, and where in its file a tensor stood. So a file comes back byte for byte,
 //! whatever its format, but none has to: its reader gets it with holes in the place of coded tensors, and these one by one.
 
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -29,6 +29,8 @@ const VERSION_KEY: &str = "version";
 const FILES_KEY: &str = "members";
 /// How headers begin: keys are in alphabetical order.
 const MARK: &[u8] = br#"{"__metadata__":{"format":"bitnet-compressed""#;
+/// Shorter tensors stay with the other bytes of their file: readers need scales and the like at once.
+const MIN_CODED_BYTES: usize = 4 << 10;
 /// Files of a model: far more than any has.
 const MAX_FILES: usize = 4096;
 /// Smaller tensors are decoded by whoever asks; larger ones on all cores.
@@ -37,7 +39,7 @@ const PARALLEL_BYTES: usize = 64 << 20;
 /// A file of the model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct FileEntry {
-    /// Its name, which is also that of the blob of its other bytes.
+    /// Its name.
     name: String,
     /// Its bytes.
     bytes: usize,
@@ -58,16 +60,19 @@ struct TensorEntry {
     at: usize,
 }
 
-impl FileEntry {
-    /// The name of a tensor's blob.
-    fn blob(&self, tensor: &TensorEntry) -> String {
-        format!("{}/{}", self.name, tensor.name)
-    }
+/// The name of the blob of file number `f` without its coded tensors. Letters come behind the metadata's underscores.
+fn rest_blob(f: usize) -> String {
+    format!("file{f}")
+}
+
+/// The name of the blob of its tensor number `t`.
+fn tensor_blob(f: usize, t: usize) -> String {
+    format!("file{f}/tensor{t}")
 }
 
 /// A tensor as it is kept.
 #[derive(Debug, Clone)]
-pub struct PackedTensor<'a> {
+pub struct CodedEntry<'a> {
     /// The file that it stood in.
     pub file: &'a str,
     /// Its name there.
@@ -118,13 +123,26 @@ impl CompressedFile {
         if files.len() > MAX_FILES {
             return Err(malformed(format!("more than {MAX_FILES} files")));
         }
-        let file = CompressedFile { path: path.clone(), blobs, files, decoded: Mutex::default() };
-        for (i, entry) in file.files.iter().enumerate() {
-            let twice = file.files[..i].iter().any(|other| other.name == entry.name);
-            if twice || Path::new(&entry.name).file_name().is_none_or(|name| name != entry.name.as_str()) {
+        let mut names = HashSet::new();
+        for entry in &files {
+            let is_plain = Path::new(&entry.name).file_name().is_some_and(|name| name == entry.name.as_str());
+            if !is_plain || !names.insert(&entry.name) {
                 return Err(malformed(format!("the file {:?} is there twice, or no plain name", entry.name)));
             }
-            file.check_places(entry)?;
+            let mut names = HashSet::new();
+            if let Some(twice) = entry.tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
+                let rule = format!("the tensor {:?} of {:?} is there twice", twice.name, entry.name);
+                return Err(malformed(rule));
+            }
+        }
+        let n_used: usize = files.iter().map(|entry| 1 + entry.tensors.len()).sum();
+        let n_blobs = blobs.tensors().len();
+        let file = CompressedFile { path: path.clone(), blobs, files, decoded: Mutex::default() };
+        (0..file.files.len()).try_for_each(|f| file.check_places(f))?;
+        // Each was found above under a name of its own.
+        if n_blobs != n_used {
+            let rule = format!("{n_blobs} blobs, of which its files and their tensors are {n_used}");
+            return Err(malformed(rule));
         }
         Ok(Some(file))
     }
@@ -140,11 +158,11 @@ impl CompressedFile {
     }
 
     /// Every coded tensor.
-    pub fn tensors<'f>(&'f self) -> impl Iterator<Item = Result<PackedTensor<'f>>> {
-        let of_file = move |file: &'f FileEntry| {
-            file.tensors.iter().map(move |tensor| {
-                let (bytes, coded) = self.coded(&file.blob(tensor))?;
-                Ok(PackedTensor {
+    pub fn tensors<'f>(&'f self) -> impl Iterator<Item = Result<CodedEntry<'f>>> {
+        let of_file = move |(f, file): (usize, &'f FileEntry)| {
+            file.tensors.iter().enumerate().map(move |(t, tensor)| {
+                let (bytes, coded) = self.coded(&tensor_blob(f, t), &tensor.name)?;
+                Ok(CodedEntry {
                     file: &file.name,
                     name: &tensor.name,
                     dtype: &tensor.dtype,
@@ -154,7 +172,7 @@ impl CompressedFile {
                 })
             })
         };
-        self.files.iter().flat_map(of_file)
+        self.files.iter().enumerate().flat_map(of_file)
     }
 
     /// Bytes that everything decodes to.
@@ -165,20 +183,21 @@ impl CompressedFile {
     /// A file of the model with zeros in the place of its coded tensors; memory that is never read costs nothing. `None`
     /// when the model has no such file.
     pub fn file(&self, name: &str) -> Result<Option<Arc<Mapping>>> {
-        let Some(entry) = self.files.iter().find(|file| file.name == name) else { return Ok(None) };
-        let (_, coded) = self.coded(&entry.name)?;
-        let mut rest = vec![0; coded.decoded_len()];
-        self.decode_into(&entry.name, &coded, &mut rest, 1)?;
-        // As many as the codes decode to, which was checked when the file was opened, and no code decodes to much more than
-        // it is.
-        let mut whole = vec![0; entry.bytes];
-        let mut rest = rest.as_slice();
-        for between in self.between(entry)? {
-            let (bytes, behind) = rest.split_at(between.len());
-            whole[between].copy_from_slice(bytes);
-            rest = behind;
-        }
-        Ok(Some(Mapping::memory(&self.path.join(name).to_string_lossy(), whole)))
+        let Some(f) = self.files.iter().position(|file| file.name == name) else { return Ok(None) };
+        let (_, coded) = self.coded(&rest_blob(f), name)?;
+        let rest = self.decode(name, &coded, 1)?;
+        // As many as all codes decode to, which was checked when the file was opened. What a code can decode to is a multiple
+        // of its length, and only what it does decode to is written.
+        let whole = Mapping::filled(&self.path.join(name), self.files[f].bytes, |whole| {
+            let mut rest = rest.as_slice();
+            for between in self.between(f)? {
+                let (bytes, behind) = rest.split_at(between.len());
+                whole[between].copy_from_slice(bytes);
+                rest = behind;
+            }
+            Ok(())
+        })?;
+        Ok(Some(whole))
     }
 
     /// The bytes at `bytes` of one of the files that [`CompressedFile::file`] gave: themselves, or what is coded of them.
@@ -189,32 +208,28 @@ impl CompressedFile {
         let entry = &self.files[f];
         // Places are in ascending order, so that the last tensor that begins before the end is the only one in question.
         let end = bytes.offset() + bytes.len();
-        let Some(t) = entry.tensors.iter().rposition(|tensor| tensor.at < end) else {
-            return Ok(bytes.clone());
-        };
-        let blob = entry.blob(&entry.tensors[t]);
-        let (_, coded) = self.coded(&blob)?;
-        let at = entry.tensors[t].at;
+        let n_before = entry.tensors.partition_point(|tensor| tensor.at < end);
+        let Some(t) = n_before.checked_sub(1) else { return Ok(bytes.clone()) };
+        let TensorEntry { name, at, .. } = &entry.tensors[t];
+        let (_, coded) = self.coded(&tensor_blob(f, t), name)?;
         if bytes.offset() >= at + coded.decoded_len() {
             return Ok(bytes.clone());
         }
-        let outside = || Error::bad_tensor(&self.path, &blob, "is a part of what the file has as one tensor");
-        let part = bytes.offset().checked_sub(at).ok_or_else(outside)?;
-        let decoded = self.decoded((f, t), &blob, &coded)?;
+        let outside = || Error::bad_tensor(&self.path, name, "is a part of what the file has as one tensor");
+        let part = bytes.offset().checked_sub(*at).ok_or_else(outside)?;
+        let decoded = self.decoded((f, t), name, &coded)?;
         Bytes::new(&decoded, part..part + bytes.len()).ok_or_else(outside)
     }
 
     /// A decoded tensor, which somebody may have already.
-    fn decoded(&self, key: (usize, usize), blob: &str, coded: &CodedTensor<'_>) -> Result<Arc<Mapping>> {
+    fn decoded(&self, key: (usize, usize), name: &str, coded: &CodedTensor<'_>) -> Result<Arc<Mapping>> {
         let lock = || self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mapping) = lock().get(&key).and_then(Weak::upgrade) {
             return Ok(mapping);
         }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let n_threads = if coded.decoded_len() < PARALLEL_BYTES { 1 } else { cores };
-        let mut decoded = vec![0; coded.decoded_len()];
-        self.decode_into(blob, coded, &mut decoded, n_threads)?;
-        let mapping = Mapping::memory(&self.path.join(blob).to_string_lossy(), decoded);
+        let mapping = self.decode(name, coded, n_threads)?;
         lock().insert(key, Arc::downgrade(&mapping));
         Ok(mapping)
     }
@@ -226,49 +241,51 @@ impl CompressedFile {
         }
     }
 
-    fn coded(&self, blob: &str) -> Result<(&Bytes, CodedTensor<'_>)> {
+    /// A blob, which is what errors call `name`.
+    fn coded(&self, blob: &str, name: &str) -> Result<(&Bytes, CodedTensor<'_>)> {
         let tensor = self
             .blobs
             .get(blob)
             .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), name: blob.to_owned() })?;
         let coded = CodedTensor::parse(&tensor.bytes);
-        let coded = coded.map_err(|e| Error::bad_tensor(&self.path, blob, format!("is {e}")))?;
+        let coded = coded.map_err(|e| Error::bad_tensor(&self.path, name, format!("is {e}")))?;
         Ok((&tensor.bytes, coded))
     }
 
-    fn decode_into(
-        &self,
-        blob: &str,
-        coded: &CodedTensor<'_>,
-        out: &mut [u8],
-        n_threads: usize,
-    ) -> Result<()> {
-        let decoded = coded.decode(out, n_threads);
-        decoded.map_err(|e| Error::bad_tensor(&self.path, blob, format!("is {e}")))
+    fn decode(&self, name: &str, coded: &CodedTensor<'_>, n_threads: usize) -> Result<Arc<Mapping>> {
+        Mapping::filled(&self.path.join(name), coded.decoded_len(), |out| {
+            let decoded = coded.decode(out, n_threads);
+            decoded.map_err(|e| Error::bad_tensor(&self.path, name, format!("is {e}")))
+        })
     }
 
     /// Checks that coded tensors and other bytes make up a file without holes or overlaps.
-    fn check_places(&self, file: &FileEntry) -> Result<()> {
-        let rest: usize = self.between(file)?.iter().map(Range::len).sum();
-        let (_, coded) = self.coded(&file.name)?;
+    fn check_places(&self, f: usize) -> Result<()> {
+        let name = &self.files[f].name;
+        let rest: usize = self.between(f)?.iter().map(Range::len).sum();
+        let (_, coded) = self.coded(&rest_blob(f), name)?;
         if rest == coded.decoded_len() {
             return Ok(());
         }
         let problem =
             format!("decodes to {} bytes where {rest} lie between the tensors", coded.decoded_len());
-        Err(Error::bad_tensor(&self.path, &file.name, problem))
+        Err(Error::bad_tensor(&self.path, name, problem))
     }
 
     /// The parts of a file that are no coded tensors.
-    fn between(&self, file: &FileEntry) -> Result<Vec<Range<usize>>> {
-        let mut parts = Vec::with_capacity(file.tensors.len() + 1);
+    fn between(&self, f: usize) -> Result<Vec<Range<usize>>> {
+        let file = &self.files[f];
+        let mut parts = Vec::new();
         let mut at = 0;
-        for tensor in &file.tensors {
-            let blob = file.blob(tensor);
-            let len = self.coded(&blob)?.1.decoded_len();
+        for (t, tensor) in file.tensors.iter().enumerate() {
+            let len = self.coded(&tensor_blob(f, t), &tensor.name)?.1.decoded_len();
+            if len < MIN_CODED_BYTES {
+                let problem = format!("has {len} bytes, where coded tensors have at least {MIN_CODED_BYTES}");
+                return Err(Error::bad_tensor(&self.path, &tensor.name, problem));
+            }
             let end = tensor.at.checked_add(len).filter(|end| tensor.at >= at && *end <= file.bytes);
             let problem = "lies outside of its file, or over another tensor";
-            let end = end.ok_or_else(|| Error::bad_tensor(&self.path, &blob, problem))?;
+            let end = end.ok_or_else(|| Error::bad_tensor(&self.path, &tensor.name, problem))?;
             parts.push(at..tensor.at);
             at = end;
         }

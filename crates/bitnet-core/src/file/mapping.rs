@@ -19,6 +19,8 @@ enum Source {
     Mapped(memmap2::Mmap),
     Embedded(&'static [u8]),
     Memory(Vec<u8>),
+    /// Pages without a file: to let go of them is to lose them.
+    Anonymous(memmap2::MmapMut),
 }
 
 impl Mapping {
@@ -53,6 +55,21 @@ impl Mapping {
         Arc::new(Mapping { path: name.into(), source: Source::Memory(bytes) })
     }
 
+    /// Memory of `len` zeros, of which `fill` writes what is something else; pages that nobody writes or reads take none.
+    pub(super) fn filled(
+        name: &Path,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<Arc<Self>> {
+        let refused = |_| Error::OutOfMemory {
+            requested: len,
+            reason: "the system refuses to give as much for a file",
+        };
+        let mut memory = memmap2::MmapMut::map_anon(len).map_err(refused)?;
+        fill(&mut memory)?;
+        Ok(Arc::new(Mapping { path: name.to_owned(), source: Source::Anonymous(memory) }))
+    }
+
     /// Lets go of the pages that are in memory; they are read again when they are used.
     pub fn release_pages(&self) {
         #[cfg(unix)]
@@ -74,6 +91,7 @@ impl Mapping {
             Source::Mapped(m) => m,
             Source::Embedded(b) => b,
             Source::Memory(v) => v,
+            Source::Anonymous(m) => m,
         }
     }
 }

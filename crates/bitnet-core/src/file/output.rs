@@ -54,9 +54,15 @@ impl OutputFile {
     }
 
     /// Waits until the bytes are on disk and gives the file its name.
-    pub(super) fn publish(mut self) -> Result<()> {
+    pub(super) fn publish(self) -> Result<()> {
+        self.publish_checked(|_| Ok(()))
+    }
+
+    /// The same if `check` has nothing against the finished file, which it is given the temporary path of.
+    pub(super) fn publish_checked(mut self, check: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let on_disk = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
         on_disk.map_err(|e| Error::io(&self.temporary, e))?;
+        check(&self.temporary)?;
         fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))
     }
 }

@@ -18,6 +18,7 @@ use crate::{Error, Result};
 
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
+pub(super) use writer::{DATA_ALIGNMENT, write_unpublished};
 pub use writer::{REFERENCE_ALIGNMENT, TensorSpec, write, write_aligned};
 
 /// Headers beyond this are refused, as every other reader does.

@@ -4,6 +4,9 @@
 //! all first bytes are coded by themselves, then all second ones, and so on, each plane by how often its values occur
 //! (range asymmetric numeral systems after Duda, arXiv:1311.2540, with a state of 32 bits that sheds bytes). A plane that
 //! does not get shorter is kept as it is.
+//!
+//! `bitnet_quant::entropy` codes the tensors of files: it splits elements alike, but into chunks with checksums that any number of
+//! threads decode, and answers damage with an error. Here nobody but this process wrote the code.
 
 /// Frequencies add up to this power of two.
 const SCALE_BITS: u32 = 12;

@@ -1,5 +1,6 @@
 //! Writing compressed models. A safetensors header says how long each blob is before the first one comes, so that everything
-//! is coded twice, the first time only for its lengths: coding is faster than disks, and memory holds a few chunks.
+//! is coded twice, the first time only for its lengths, and memory holds a few chunks. A file that its reader would refuse is
+//! not published.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,21 +9,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::entropy::{CHUNK_BYTES, Elements, encode_chunk, entropy_bits, header};
 
-use super::{FILES_KEY, FORMAT, FORMAT_KEY, FileEntry, TensorEntry, VERSION, VERSION_KEY};
+use super::{
+    CompressedFile, FILES_KEY, FORMAT, FORMAT_KEY, FileEntry, MIN_CODED_BYTES, TensorEntry, VERSION,
+    VERSION_KEY, rest_blob, tensor_blob,
+};
 use crate::file::gguf::{GgmlType, Gguf};
 use crate::file::safetensors::{self, Dtype, SafeTensors, TensorSpec};
-use crate::file::{Mapping, TensorSink};
+use crate::file::{BYTES_PER_ENTRY, Mapping, TensorSink};
 use crate::{Error, Result};
 
-/// Tensors below this stay with the other bytes of their file: readers need scales and the like at once.
-const MIN_CODED_BYTES: usize = 4 << 10;
 /// Chunks that each thread codes before the codes are written.
 const CHUNKS_A_THREAD: usize = 8;
 
 /// How far compressing has come, in bytes of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CompressProgress {
-    /// Bytes coded; each is twice.
+    /// Bytes coded; each is twice, and what is not worth a blob of its own once more.
     pub done: usize,
     /// Those that there are.
     pub total: usize,
@@ -55,28 +57,19 @@ pub fn compress(
     path: &Path,
     progress: &mut dyn FnMut(CompressProgress),
 ) -> Result<CompressReport> {
-    let mut entries = Vec::new();
-    let mut blobs = Vec::new();
-    for file in files {
-        let (entry, of_file) = plan(file)?;
-        entries.push(entry);
-        blobs.extend(of_file);
-    }
     let before = files.iter().map(|file| file.as_slice().len()).sum();
     let mut at = CompressProgress { done: 0, total: 2 * before };
-    let mut advance = |n: usize| {
-        at.done += n;
+    let mut advance = |done: usize, again: usize| {
+        at.done += done;
+        at.total += again;
         progress(at);
     };
-    let mut entropy = 0.0;
-    for blob in &mut blobs {
-        entropy += blob.entropy_bytes();
-        let mut chunks = Vec::new();
-        blob.encode(&mut advance, |code, sum| {
-            chunks.push((code.len() as u32, sum));
-            Ok(())
-        })?;
-        blob.entries = chunks;
+    let mut entries = Vec::new();
+    let mut blobs = Vec::new();
+    for (f, file) in files.iter().enumerate() {
+        let (entry, of_file) = plan(f, file, &mut advance)?;
+        entries.push(entry);
+        blobs.extend(of_file);
     }
     let list = serde_json::json!(entries).to_string();
     let metadata: BTreeMap<String, String> =
@@ -89,12 +82,23 @@ pub fn compress(
         .zip(&sizes)
         .map(|(blob, size)| TensorSpec { name: &blob.name, dtype: Dtype::U8, shape: size })
         .collect();
-    safetensors::write(path, &metadata, &specs, |i, sink| blobs[i].write(&mut advance, sink))?;
+    let mut advance = |n: usize| advance(n, 0);
+    let data = |i: usize, sink: &mut TensorSink<'_>| blobs[i].write(&mut advance, sink);
+    let file = safetensors::write_unpublished(path, safetensors::DATA_ALIGNMENT, &metadata, &specs, data)?;
+    file.publish_checked(|written| {
+        let readable = CompressedFile::parse(Mapping::open(written)?)?.is_some();
+        readable.then_some(()).ok_or_else(|| Error::malformed(written, 0, "no compressed model".to_owned()))
+    })?;
+    let entropy = blobs.iter().map(Blob::entropy_bytes).sum();
     Ok(CompressReport { before, after: sizes.iter().map(|[n]| n).sum(), entropy })
 }
 
-/// What is coded of a file, and how.
-fn plan(file: &Arc<Mapping>) -> Result<(FileEntry, Vec<Blob<'_>>)> {
+/// What is coded of file number `f`, and how. `advance` learns of bytes that are coded, and of those that will be again.
+fn plan<'a>(
+    f: usize,
+    file: &'a Arc<Mapping>,
+    advance: &mut dyn FnMut(usize, usize),
+) -> Result<(FileEntry, Vec<Blob<'a>>)> {
     let bytes = file.as_slice();
     let name = file.path().file_name();
     let name = name.ok_or_else(|| Error::NotAFile { path: file.path().to_owned() })?;
@@ -111,16 +115,21 @@ fn plan(file: &Arc<Mapping>) -> Result<(FileEntry, Vec<Blob<'_>>)> {
         if tensor.at < at {
             continue;
         }
+        let name = tensor_blob(f, entry.tensors.len());
+        let parts = vec![&bytes[tensor.at..tensor.at + len]];
+        let blob = Blob::new(name, elements, parts, &mut |n| advance(n, 0))?;
+        // A file may describe one tensor for each so many of its bytes.
+        if blob.size_bytes() < BYTES_PER_ENTRY {
+            advance(0, len);
+            continue;
+        }
         between.push(&bytes[at..tensor.at]);
         at = tensor.at + len;
-        let parts = vec![&bytes[tensor.at..at]];
-        blobs.push(Blob { name: entry.blob(&tensor), elements, parts, entries: Vec::new() });
+        blobs.push(blob);
         entry.tensors.push(tensor);
     }
     between.push(&bytes[at..]);
-    let rest =
-        Blob { name: entry.name.clone(), elements: Elements::Bytes, parts: between, entries: Vec::new() };
-    blobs.push(rest);
+    blobs.push(Blob::new(rest_blob(f), Elements::Bytes, between, &mut |n| advance(n, 0))?);
     Ok((entry, blobs))
 }
 
@@ -166,7 +175,24 @@ fn tensors_of(file: &Arc<Mapping>) -> Result<Vec<(TensorEntry, usize, Elements)>
     Ok(parsed.tensors().map(of_tensor).collect())
 }
 
-impl Blob<'_> {
+impl<'a> Blob<'a> {
+    /// Codes the parts to learn how long their codes are.
+    fn new(
+        name: String,
+        elements: Elements,
+        parts: Vec<&'a [u8]>,
+        advance: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let mut entries = Vec::new();
+        let mut blob = Blob { name, elements, parts, entries: Vec::new() };
+        blob.encode(advance, |code, sum| {
+            entries.push((code.len() as u32, sum));
+            Ok(())
+        })?;
+        blob.entries = entries;
+        Ok(blob)
+    }
+
     fn len(&self) -> usize {
         self.parts.iter().map(|part| part.len()).sum()
     }

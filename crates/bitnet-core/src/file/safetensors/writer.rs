@@ -9,7 +9,7 @@ use crate::file::output::OutputFile;
 use crate::{Error, Result};
 
 /// The data begins at a multiple of this, so that tensors whose sizes allow it are aligned in a map.
-const DATA_ALIGNMENT: usize = 64;
+pub(in crate::file) const DATA_ALIGNMENT: usize = 64;
 /// The multiple at which the library `safetensors` begins the data.
 pub const REFERENCE_ALIGNMENT: usize = 8;
 
@@ -41,8 +41,19 @@ pub fn write_aligned(
     alignment: usize,
     metadata: &BTreeMap<String, String>,
     tensors: &[TensorSpec<'_>],
-    mut data: impl FnMut(usize, &mut TensorSink<'_>) -> Result<()>,
+    data: impl FnMut(usize, &mut TensorSink<'_>) -> Result<()>,
 ) -> Result<()> {
+    write_unpublished(path, alignment, metadata, tensors, data)?.publish()
+}
+
+/// The same without giving the finished file its name.
+pub(in crate::file) fn write_unpublished(
+    path: &Path,
+    alignment: usize,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[TensorSpec<'_>],
+    mut data: impl FnMut(usize, &mut TensorSink<'_>) -> Result<()>,
+) -> Result<OutputFile> {
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert(METADATA_KEY.to_owned(), serde_json::json!(metadata));
@@ -76,5 +87,5 @@ pub fn write_aligned(
     for (i, (tensor, size)) in tensors.iter().zip(sizes).enumerate() {
         file.write_tensor(tensor.name, size, |sink| data(i, sink))?;
     }
-    file.publish()
+    Ok(file)
 }
