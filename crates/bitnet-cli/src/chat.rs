@@ -114,6 +114,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 // A command that fails is no reason to lose the conversation, but a closed output ends it.
                 if let Err(e) = command.and_then(|command| chat.obey(command)) {
                     if crate::is_broken_pipe(&e) {
+                        chat.keep()?;
                         return Err(e);
                     }
                     say!("{}", crate::message(&e));
