@@ -106,8 +106,10 @@ impl Fingerprint<'_> {
         };
         self.floats(&scales);
         let mut random = Random::new(0, cols as u64);
+        // None is 0, which would be blind to a column.
+        let mut element = || (random.uniform() * (MOST - 1.0)).trunc();
         let mut probes: Vec<f32> =
-            (0..PROBES * cols).map(|_| (random.uniform() * MOST) as i8 as f32).collect();
+            (0..PROBES * cols).map(|_| element()).map(|x| x + 1f32.copysign(x)).collect();
         probes.iter_mut().step_by(cols).for_each(|first| *first = MOST);
 
         let (mut codes, mut factors, mut sums) =
