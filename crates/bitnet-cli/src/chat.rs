@@ -8,7 +8,8 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use bitnet_inference::{FinishReason, GenerateOptions, Message, SavedSession, Session};
+use bitnet_core::file::check_writable;
+use bitnet_inference::{AnswerState, FinishReason, GenerateOptions, Message, SavedSession, Session};
 use clap::Args;
 
 use crate::generation::{GenerationArgs, Speed};
@@ -54,16 +55,27 @@ pub(crate) struct ChatArgs {
 }
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
+    args.file.as_deref().map_or(Ok(()), check_writable)?;
     let saved = args.file.as_deref().filter(|path| path.exists()).map(SavedSession::open).transpose()?;
-    let session_options = args.session.options_for(saved.as_ref())?;
+    if saved.as_ref().is_some_and(|saved| !saved.tokens().is_empty() && saved.messages().is_empty()) {
+        bail!("the saved session is no conversation; give it to `bitnet run --raw --load-session`");
+    }
     interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
     let sampling = args.sampling.resolve(model.suggested_sampling());
+    let has_format = model.text()?.chat_template.is_some();
+    if args.file.is_some() && !has_format {
+        bail!(
+            "the model has no chat format, so that there is no conversation to keep; give --save-session to `bitnet run --raw`"
+        );
+    }
     let mut chat = Chat {
-        has_format: model.text()?.chat_template.is_some(),
-        session: model.session(session_options)?,
+        has_format,
+        session: model.session(args.session.options_for(saved.as_ref(), model.config()))?,
         messages: Vec::new(),
-        options: args.generation.options(sampling.options.clone()),
+        left: None,
+        changed: false,
+        options: args.generation.options(sampling.options.clone(), None),
         quiet: args.quiet,
         last_speed: None,
         file: args.file.clone(),
@@ -71,6 +83,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     if let Some(saved) = saved {
         chat.session.load(&saved)?;
         chat.messages = saved.messages().to_vec();
+        chat.left = saved.answer().cloned();
         if !args.quiet {
             say!("note: going on after {} messages", chat.messages.len());
         }
@@ -90,16 +103,18 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         match ChatCommand::parse(&message) {
             None if message.trim().is_empty() => {}
             None => {
-                chat.answer(message)?;
+                let answered = chat.answer(message);
                 if let Err(e) = chat.keep() {
                     say!("the conversation is not kept: {}", crate::message(&e));
                 }
+                answered?;
             }
             Some(Ok(ChatCommand::Exit)) => break,
             Some(command) => {
                 // A command that fails is no reason to lose the conversation, but a closed output ends it.
                 if let Err(e) = command.and_then(|command| chat.obey(command)) {
                     if crate::is_broken_pipe(&e) {
+                        chat.keep()?;
                         return Err(e);
                     }
                     say!("{}", crate::message(&e));
@@ -117,6 +132,10 @@ struct Chat {
     /// Whether the model knows turns.
     has_format: bool,
     messages: Vec<Message>,
+    /// Where the last answer stands, if it was stopped before its end.
+    left: Option<AnswerState>,
+    /// Whether the file is to be written.
+    changed: bool,
     options: GenerateOptions,
     quiet: bool,
     last_speed: Option<Speed>,
@@ -125,9 +144,13 @@ struct Chat {
 }
 
 impl Chat {
-    /// Writes the conversation to its file, if it has one.
-    fn keep(&self) -> anyhow::Result<()> {
-        Ok(self.file.iter().try_for_each(|path| self.session.save(path, None, &self.messages))?)
+    /// Writes the conversation to its file, if it has one and is not what the file has.
+    fn keep(&mut self) -> anyhow::Result<()> {
+        if let Some(path) = self.file.as_deref().filter(|_| self.changed) {
+            self.session.save(path, self.left.as_ref(), &self.messages)?;
+        }
+        self.changed = false;
+        Ok(())
     }
 
     /// Takes a message of the user and prints the answer as it comes.
@@ -138,22 +161,29 @@ impl Chat {
             self.messages.pop();
             return Ok(());
         };
+        (self.left, self.changed) = (None, true);
         let mut stdout = io::stdout().lock();
         let watch = Watch::start();
         let mut answer = self.session.generate_from(&ids, &self.options)?;
         let mut speed = Speed::start(&answer);
         let mut text = String::new();
-        while let Some(piece) = answer.next() {
-            let piece = piece?;
-            speed.count(&answer);
-            stdout.write_all(piece.as_bytes())?;
-            stdout.flush()?;
-            text.push_str(&piece);
-            if watch.asked() {
-                break;
+        let mut print = || -> anyhow::Result<()> {
+            while let Some(piece) = answer.next() {
+                let piece = piece?;
+                speed.count(&answer);
+                text.push_str(&piece);
+                stdout.write_all(piece.as_bytes())?;
+                stdout.flush()?;
+                if watch.asked() {
+                    break;
+                }
             }
-        }
-        writeln!(stdout)?;
+            let held = answer.take_held_text().unwrap_or_default();
+            text.push_str(&held);
+            Ok(writeln!(stdout, "{held}")?)
+        };
+        // Whatever ends the answer, it is kept as far as it goes.
+        let printed = print();
         let context_full = answer.finish_reason() == Some(FinishReason::Length)
             && (self.options.max_tokens == 0 || answer.n_generated() < self.options.max_tokens);
         if context_full {
@@ -161,14 +191,16 @@ impl Chat {
         } else if answer.finish_reason().is_none() && !self.quiet {
             say!("(stopped)");
         }
+        let left = answer.state();
         self.last_speed = Some(speed);
         if text.is_empty() {
             // Models are not trained with turns in which nothing is said.
             self.messages.pop();
         } else {
             self.messages.push(Message { role: "assistant".into(), content: text });
+            self.left = left;
         }
-        Ok(())
+        printed
     }
 
     /// The tokens of the conversation, after the oldest turns were forgotten where it is too long; `None` when even
@@ -197,6 +229,7 @@ impl Chat {
             ChatCommand::Clear => {
                 self.messages.retain(|m| m.role == "system");
                 self.session.truncate(0);
+                (self.left, self.changed) = (None, true);
             }
             ChatCommand::System(text) => self.set_system(text)?,
             ChatCommand::Save(path) => {
@@ -222,9 +255,13 @@ impl Chat {
         if !self.has_format {
             bail!("the model has no chat format, so that it cannot take instructions");
         }
+        let earlier = self.messages.clone();
         self.messages.retain(|m| m.role != "system");
         if !text.is_empty() {
             self.messages.insert(0, Message { role: "system".into(), content: text.into() });
+        }
+        if self.messages != earlier {
+            (self.left, self.changed) = (None, true);
         }
         Ok(())
     }

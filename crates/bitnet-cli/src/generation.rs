@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bitnet_inference::{GenerateOptions, Generation, SamplingOptions};
+use bitnet_inference::{AnswerState, GenerateOptions, Generation, SamplingOptions};
 use clap::Args;
 
 /// What is generated, and when it ends.
@@ -24,12 +24,14 @@ pub(crate) struct GenerationArgs {
 }
 
 impl GenerationArgs {
-    /// The options of the engine.
-    pub(crate) fn options(&self, sampling: SamplingOptions) -> GenerateOptions {
+    /// The options of the engine; of an answer that was `left`, its stop texts hold where none are given.
+    pub(crate) fn options(&self, sampling: SamplingOptions, left: Option<&AnswerState>) -> GenerateOptions {
+        let stop = left.map(|left| &left.stop).filter(|_| self.stop.is_empty()).unwrap_or(&self.stop);
         GenerateOptions {
             sampling,
             max_tokens: self.max_tokens,
-            stop: self.stop.clone(),
+            stop: stop.clone(),
+            ignore_eos: left.is_some_and(|left| left.ignore_eos),
             one_by_one: self.no_drafts,
             ..GenerateOptions::default()
         }

@@ -84,7 +84,6 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
     let saved = args.keep.open()?;
-    let session_options = args.session.options_for(saved.as_ref())?;
     let prompt = prompt.map(text_or_stdin).transpose()?;
     interrupt::install()?;
     let model = args.model.load(args.session.head.mode())?;
@@ -92,7 +91,7 @@ fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
         print_notices(&model);
     }
     let text = model.text()?;
-    let mut session = model.session(session_options)?;
+    let mut session = model.session(args.session.options_for(saved.as_ref(), model.config()))?;
     let begun = args.keep.begin(saved, &mut session, prompt, args)?;
     let sampling = match &begun.left {
         Some(left) => args.sampling.go_on(&left.sampling),
@@ -102,8 +101,8 @@ fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
         session.start_profile();
     }
     let start = Instant::now();
-    let options =
-        GenerateOptions { logprobs: args.logprobs, ..args.generation.options(sampling.options.clone()) };
+    let options = args.generation.options(sampling.options.clone(), begun.left.as_ref());
+    let options = GenerateOptions { logprobs: args.logprobs, ..options };
     let mut answer = match &begun.left {
         Some(left) => session.resume(left, &options)?,
         None => session.generate_from(&begun.ids, &options)?,
@@ -117,18 +116,25 @@ fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
     let mut speed = Speed::start(&answer);
     let mut printer = Printer::new(args, &text.tokenizer);
     let mut said = String::new();
-    while let Some(piece) = answer.next() {
-        let piece = piece?;
-        speed.count(&answer);
-        printer.piece(&piece)?;
-        said.push_str(&piece);
-        while let Some(logprobs) = answer.take_logprobs() {
-            printer.logprobs(&logprobs)?;
+    let mut generate = || -> anyhow::Result<()> {
+        while let Some(piece) = answer.next() {
+            let piece = piece?;
+            speed.count(&answer);
+            said.push_str(&piece);
+            printer.piece(&piece)?;
+            while let Some(logprobs) = answer.take_logprobs() {
+                printer.logprobs(&logprobs)?;
+            }
+            if watch.asked() {
+                break;
+            }
         }
-        if watch.asked() {
-            break;
-        }
-    }
+        let held = answer.take_held_text().unwrap_or_default();
+        said.push_str(&held);
+        Ok(printer.piece(&held)?)
+    };
+    // Whatever ends the answer, it is kept as far as it goes.
+    let generated = generate();
     let ended = Ended::of(&answer);
     let state = answer.state();
     let time = start.elapsed();
@@ -140,11 +146,15 @@ fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
         }
     }
     let profile = ProfileReport::of(&session, time);
-    printer.end(&ended, sampling.seed(), profile.as_ref())?;
+    let printed = generated.and_then(|()| Ok(printer.end(&ended, sampling.seed(), profile.as_ref())?));
     if !args.quiet && io::stderr().is_terminal() {
         say!("{}", speed.line());
     }
-    args.keep.end(&session, begun, state.as_ref(), said)?;
+    let kept = args.keep.end(&session, begun, state.as_ref(), said);
+    if let (Err(_), Err(error)) = (&printed, &kept) {
+        say!("the session is not saved: {}", crate::message(error));
+    }
+    printed.and(kept)?;
     if ended.finish_reason.is_none() {
         bail!("interrupted");
     }

@@ -2,16 +2,21 @@
 
 use bitnet_core::BitNetDType;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
-use bitnet_inference::{HeadMode, SavedSession, SessionOptions};
+use bitnet_inference::config::ModelConfig;
+use bitnet_inference::{DEFAULT_MAX_SEQ_LEN, HeadMode, SavedSession, SessionOptions};
 use clap::{Args, ValueEnum};
 
 use crate::values;
+
+/// Tokens that a saved session has room for behind its own, where the model allows it.
+const ROOM_TO_GO_ON: usize = 1024;
 
 /// How a session is opened.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Session")]
 pub(crate) struct SessionArgs {
-    /// Tokens of prompt and answer that there is room for [default: what the model was made for, at most 4096].
+    /// Tokens of prompt and answer that there is room for [default: what the model was made for, at most 4096, or 1024 more
+    /// than a saved session has].
     #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     context: Option<usize>,
     /// How keys and values are kept; int8 takes half of what f16 takes, and changed a story's perplexity by 0.01 %
@@ -65,22 +70,22 @@ impl HeadArgs {
 }
 
 impl SessionArgs {
-    pub(crate) fn options(&self) -> anyhow::Result<SessionOptions> {
-        Ok(SessionOptions {
-            max_seq_len: self.context,
-            chunk: self.chunk,
-            precision: KvFormat::asked(self.kv),
-        })
+    pub(crate) fn options(&self) -> SessionOptions {
+        SessionOptions { max_seq_len: self.context, chunk: self.chunk, precision: KvFormat::asked(self.kv) }
     }
 
-    /// The options of a session that is to go on from `saved`: keys and values are kept as they are there.
-    pub(crate) fn options_for(&self, saved: Option<&SavedSession>) -> anyhow::Result<SessionOptions> {
-        let mut options = self.options()?;
-        if let (Some(saved), None) = (saved, self.kv) {
+    /// The options of a session that is to go on from `saved`: keys and values are kept as they are there, and there is room
+    /// for more.
+    pub(crate) fn options_for(&self, saved: Option<&SavedSession>, config: &ModelConfig) -> SessionOptions {
+        let mut options = self.options();
+        let Some(saved) = saved else { return options };
+        let wanted = (saved.tokens().len() + ROOM_TO_GO_ON).max(DEFAULT_MAX_SEQ_LEN);
+        options.max_seq_len.get_or_insert(wanted.min(config.max_seq_len));
+        if self.kv.is_none() {
             let kv = MixedPrecisionConfig::default().with_component(ComponentType::KvCache, saved.kv_dtype());
             options.precision = kv;
         }
-        Ok(options)
+        options
     }
 }
 

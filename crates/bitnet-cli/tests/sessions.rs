@@ -75,6 +75,89 @@ fn a_chat_is_kept_in_its_file() {
 }
 
 #[test]
+fn a_chat_that_says_nothing_leaves_an_answer_to_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.session");
+    let file = path.to_str().unwrap();
+    let whole = quiet_success(&[&["run", "--temperature", "0"], &PROMPT[..]].concat());
+    let begin = ["run", "--temperature", "0", "--max-tokens", "9", "--save-session", file];
+    let begun = quiet_success(&[&begin[..], &PROMPT].concat());
+    let bytes = fs::read(&path).unwrap();
+    let chat = |stdin| call_with_stdin(&["chat", "--temperature", "0", "--quiet", "--session", file], stdin);
+    assert_eq!((chat("").status, chat("/stats\n").status), (0, 0));
+    assert!(fs::read(&path).unwrap() == bytes);
+    assert_eq!(begun.trim_end().to_owned() + &quiet_success(&["run", "--load-session", file]), whole);
+    // Instructions are a change, and so is forgetting.
+    for command in ["/system Be brief.\n", "/clear\n"] {
+        let before = fs::read(&path).unwrap();
+        assert_eq!(chat(command).status, 0);
+        assert!(fs::read(&path).unwrap() != before, "{command}");
+    }
+
+    let raw = ["run", "--raw", "--max-tokens", "5", "--prompt", "Once upon", "--save-session", file];
+    quiet_success(&raw);
+    let bytes = fs::read(&path).unwrap();
+    let refused = chat("Hello\n");
+    assert_eq!(refused.status, 1);
+    assert!(refused.stderr.contains("the saved session is no conversation; give it"), "{}", refused.stderr);
+    assert!(fs::read(&path).unwrap() == bytes);
+}
+
+#[test]
+fn a_session_is_saved_whatever_else_goes_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.session");
+    let file = path.to_str().unwrap();
+    let greedy = ["run", "--temperature", "0"];
+    let whole = quiet_success(&[&greedy[..], &PROMPT].concat());
+
+    // A file stands where prompts are to be kept.
+    let occupied = folder.path().join("occupied");
+    fs::write(&occupied, "").unwrap();
+    let cache = ["--max-tokens", "9", "--save-session", file, "--prefix-cache", occupied.to_str().unwrap()];
+    let begun = call(&[&greedy[..], &PROMPT, &cache].concat());
+    assert_eq!(begun.status, 0, "{}", begun.stderr);
+    assert!(begun.stderr.starts_with("note: the prompt is not kept"), "{}", begun.stderr);
+    let rest = quiet_success(&["run", "--load-session", file]);
+    assert_eq!(begun.stdout.trim_end().to_owned() + &rest, whole);
+
+    // Nobody reads the answer.
+    fs::remove_file(&path).unwrap();
+    let mut command = crate::bitnet(&[&greedy[..], &PROMPT, &["--save-session", file]].concat());
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    let rest = quiet_success(&["run", "--load-session", file]);
+    assert!(rest.len() > 20 && whole.ends_with(&rest), "{rest}");
+
+    // Where it could not be saved, nothing is computed.
+    let nowhere = folder.path().join("no/such.session");
+    let refused = call(&[&greedy[..], &PROMPT, &["--save-session", nowhere.to_str().unwrap()]].concat());
+    assert_eq!((refused.status, refused.stdout.as_str()), (1, ""), "{}", refused.stderr);
+    assert_eq!(call(&["run", "--batch", "4", "--load-session", file]).status, 2, "there are no lines");
+}
+
+#[test]
+fn stop_texts_hold_when_the_answer_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.session");
+    let file = path.to_str().unwrap();
+    let ask = ["run", "--temperature", "0", "--stop", "the park"];
+    let whole = quiet_success(&[&ask[..], &PROMPT].concat());
+    assert_eq!(whole, "A big storm came to \n");
+    let begun = quiet_success(&[&ask[..], &PROMPT, &["--max-tokens", "2", "--save-session", file]].concat());
+    let begun = begun.strip_suffix('\n').unwrap().to_owned();
+    let load = ["run", "--load-session", file];
+    assert_eq!(begun.clone() + &quiet_success(&load), whole);
+    let other = quiet_success(&[&load[..], &["--stop", "came"]].concat());
+    assert_eq!(begun + &other, "A big storm \n");
+    // An answer that a stop text ended has no rest.
+    quiet_success(&[&ask[..], &PROMPT, &["--save-session", file]].concat());
+    let over = call(&load);
+    assert!(over.status == 1 && over.stderr.contains("had ended"), "{}", over.stderr);
+}
+
+#[test]
 fn a_kept_prompt_changes_nothing_but_the_time() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("prefixes");

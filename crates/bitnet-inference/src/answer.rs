@@ -49,9 +49,25 @@ impl Progress {
         })
     }
 
-    /// Takes note of a token whose text was given out before: what follows may finish a character that it begins.
-    pub(crate) fn follow(&mut self, token: u32) -> Result<()> {
-        self.text.decoder.push(token).map(drop).map_err(Into::into)
+    /// Goes on behind `tokens`, of whose text `given` bytes were given out before: what follows may finish a character or a
+    /// stop text that they begin.
+    pub(crate) fn follow(&mut self, tokens: impl IntoIterator<Item = u32>, given: usize) -> Result<()> {
+        (self.text.given, self.text.known) = (given, given);
+        tokens.into_iter().try_for_each(|token| self.text.advance(token))?;
+        if self.text.stopped {
+            self.finished = Some(FinishReason::Stop);
+        }
+        Ok(())
+    }
+
+    /// Bytes of text that were given out.
+    pub(crate) fn given(&self) -> usize {
+        self.text.given
+    }
+
+    /// Whether a stop text has come.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.text.stopped
     }
 
     /// Why the answer ended; `None` while it has not.
@@ -110,9 +126,10 @@ impl Progress {
         Ok(piece)
     }
 
-    /// What was held back of the text, once no more tokens come; `None` where that is nothing, or was asked for before.
+    /// What was held back of the text, once no more tokens come; `None` where that is nothing, or was asked for before. An
+    /// answer that is cut off may go on later, so that the half of a character is no text yet.
     pub(crate) fn rest_of_text(&mut self) -> Option<String> {
-        self.text.finish()
+        self.text.finish(self.finished == Some(FinishReason::Stop))
     }
 
     /// Ends the answer where it is: something went wrong, and to ask again would repeat it.
@@ -139,6 +156,11 @@ struct TextStream {
     decoder: DecodeStream,
     stop: Vec<String>,
     held: String,
+    /// Text of the answer that was not given out yet, but for the `known` bytes at its start, which were.
+    certain: String,
+    known: usize,
+    /// Bytes that were given out.
+    given: usize,
     stopped: bool,
     ended: bool,
 }
@@ -146,29 +168,54 @@ struct TextStream {
 impl TextStream {
     fn new(decoder: DecodeStream, stop: &[String]) -> Self {
         let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
-        TextStream { decoder, stop, held: String::new(), stopped: false, ended: false }
+        let (held, certain) = (String::new(), String::new());
+        TextStream { decoder, stop, held, certain, known: 0, given: 0, stopped: false, ended: false }
     }
 
     /// The text that is certain to be part of the answer once `token` has come.
     fn push(&mut self, token: u32) -> Result<String> {
+        self.advance(token)?;
+        Ok(self.give())
+    }
+
+    fn advance(&mut self, token: u32) -> Result<()> {
+        if self.stopped {
+            return Ok(());
+        }
         self.held.push_str(&self.decoder.push(token)?);
         if let Some(at) = self.stop.iter().filter_map(|s| self.held.find(s.as_str())).min() {
             self.held.truncate(at);
-            (self.stopped, self.ended) = (true, true);
-            return Ok(std::mem::take(&mut self.held));
+            self.certain.push_str(&std::mem::take(&mut self.held));
+            self.stopped = true;
+            return Ok(());
         }
         let held_back = self.stop.iter().map(|s| longest_start_at_end(&self.held, s)).max().unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - held_back);
-        Ok(std::mem::replace(&mut self.held, tail))
+        self.certain.push_str(&std::mem::replace(&mut self.held, tail));
+        Ok(())
     }
 
-    /// What was held back, once no more tokens come.
-    fn finish(&mut self) -> Option<String> {
+    /// What is certain and was not given out.
+    fn give(&mut self) -> String {
+        let mut text = std::mem::take(&mut self.certain);
+        let known = (self.known.min(text.len())..=text.len()).find(|at| text.is_char_boundary(*at));
+        let known = known.unwrap_or(text.len());
+        text.drain(..known);
+        self.known = self.known.saturating_sub(known);
+        self.given += text.len();
+        text
+    }
+
+    /// What was held back, once no more tokens come; of a `whole` answer also what is left of a character.
+    fn finish(&mut self, whole: bool) -> Option<String> {
         if std::mem::replace(&mut self.ended, true) {
             return None;
         }
-        let mut rest = std::mem::take(&mut self.held);
-        rest.push_str(&self.decoder.finish());
+        self.certain.push_str(&std::mem::take(&mut self.held));
+        if whole && !self.stopped {
+            self.certain.push_str(&self.decoder.finish());
+        }
+        let rest = self.give();
         (!rest.is_empty()).then_some(rest)
     }
 }

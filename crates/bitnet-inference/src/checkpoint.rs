@@ -214,6 +214,10 @@ impl Session {
                 let what = format!("`{}` has not the shape {:?}", buffer.name, buffer.shape);
                 saved.refused(Mismatch::Altered { what })
             })?;
+            if !all_finite(buffer.dtype, bytes) {
+                let what = format!("`{}` has an infinity or NaN", buffer.name);
+                return Err(saved.refused(Mismatch::Altered { what }));
+            }
             stored.push((bytes, buffer.layer_bytes()));
         }
         self.replace(tokens, |cache| {
@@ -276,6 +280,23 @@ fn kv_dtype(dtype: Dtype) -> Option<BitNetDType> {
         Dtype::I8 => Some(BitNetDType::I8),
         Dtype::U8 => Some(BitNetDType::I4),
         _ => None,
+    }
+}
+
+/// Whether no element is an infinity or NaN, which no session has: to a model that met one, its own weights would seem broken.
+fn all_finite(dtype: Dtype, bytes: &[u8]) -> bool {
+    let halves = |exponent: u16| {
+        let halves = bytes.as_chunks().0.iter().map(|half| u16::from_le_bytes(*half));
+        halves.fold(true, |finite, half| finite & (half & exponent != exponent))
+    };
+    match dtype {
+        Dtype::F16 => halves(0x7c00),
+        Dtype::BF16 => halves(0x7f80),
+        Dtype::F32 => {
+            let words = bytes.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word));
+            words.fold(true, |finite, word| finite & word.is_finite())
+        }
+        _ => true,
     }
 }
 

@@ -62,12 +62,12 @@ impl Session {
         // The last token of the prompt is always computed: its logits are needed.
         self.truncate(shared.min(prompt.len() - 1));
         let pending = prompt[self.tokens().len()..].to_vec();
-        self.generation(pending, prompt.len(), options)
+        self.generation(pending, prompt.len(), 0, options)
     }
 
     /// Goes on with an answer where it was left, in a session that has the tokens it had then. The tokens are those that
-    /// the answer would have had without the break, as long as `options` sample as `answer` does; [`Generation::prompt_len`]
-    /// counts all that there were.
+    /// the answer would have had without the break, as long as `options` have the sampling, the stop texts and the
+    /// `ignore_eos` of `answer`; [`Generation::prompt_len`] counts all that there were.
     pub fn resume(&mut self, answer: &AnswerState, options: &GenerateOptions) -> Result<Generation<'_>> {
         if answer.pending.is_empty() {
             return Err(Error::EmptyPrompt);
@@ -75,21 +75,20 @@ impl Session {
         if answer.pending.len() > self.max_seq_len() - self.tokens().len() {
             return Err(Error::ContextFull { max_seq_len: self.max_seq_len() });
         }
-        self.generation(answer.pending.clone(), answer.prompt_len, options)
+        self.generation(answer.pending.clone(), answer.prompt_len, answer.given, options)
     }
 
-    /// An answer whose tokens from `generated_from` on count as generated.
+    /// An answer whose tokens from `generated_from` on count as generated, and `given` bytes of their text as given out.
     fn generation(
         &mut self,
         pending: Vec<u32>,
         generated_from: usize,
+        given: usize,
         options: &GenerateOptions,
     ) -> Result<Generation<'_>> {
         let n_tokens = self.tokens().len() + pending.len();
         let mut progress = Progress::new(self.model(), n_tokens, self.max_seq_len(), options)?;
-        for token in self.tokens().iter().chain(&pending).skip(generated_from) {
-            progress.follow(*token)?;
-        }
+        progress.follow(self.tokens().iter().chain(&pending).skip(generated_from).copied(), given)?;
         Ok(Generation {
             pending,
             generated_from,
@@ -106,7 +105,7 @@ impl Session {
 }
 
 /// Where an answer stands, beside the session's tokens: what it takes to go on with it later ([`Session::resume`]).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerState {
     /// Tokens of the prompt; those behind them were generated.
@@ -115,6 +114,15 @@ pub struct AnswerState {
     pub pending: Vec<u32>,
     /// How tokens are chosen. A draw depends on the seed, the position and nothing else, so that this is all its state.
     pub sampling: SamplingOptions,
+    /// Bytes of its text that were given out: those behind them were held back, as the start of a character or a stop text.
+    #[serde(default)]
+    pub given: usize,
+    /// Texts that end it.
+    #[serde(default)]
+    pub stop: Vec<String>,
+    /// Whether the end-of-turn tokens of the model are ignored.
+    #[serde(default)]
+    pub ignore_eos: bool,
 }
 
 /// An answer in the making: an iterator over pieces of text, some of which may be empty.
@@ -160,11 +168,30 @@ impl Generation<'_> {
         self.pending.len()
     }
 
-    /// What it takes to go on with the answer later; `None` when the model has ended its turn, so that nothing follows.
+    /// What it takes to go on with the answer later; `None` when the model has ended its turn or a stop text has come, so that
+    /// nothing follows.
     pub fn state(&self) -> Option<AnswerState> {
-        let (prompt_len, pending) = (self.generated_from, self.pending.clone());
-        let state = AnswerState { prompt_len, pending, sampling: self.options.sampling.clone() };
-        (!self.pending.is_empty()).then_some(state)
+        if self.pending.is_empty() || self.progress.is_stopped() {
+            return None;
+        }
+        // Where computing failed, the session has the tokens before the one that broke.
+        let n_all = self.session.tokens().len() + self.pending.len();
+        let n_computed = n_all.saturating_sub(self.progress.position()).min(self.pending.len());
+        let GenerateOptions { sampling, stop, ignore_eos, .. } = self.options.clone();
+        Some(AnswerState {
+            prompt_len: self.generated_from,
+            pending: self.pending[n_computed..].to_vec(),
+            sampling,
+            given: self.progress.given(),
+            stop,
+            ignore_eos,
+        })
+    }
+
+    /// What is certain of the text, but was held back as the possible start of a stop text: for whoever asks for no more of an
+    /// answer that has not ended. `None` where that is nothing.
+    pub fn take_held_text(&mut self) -> Option<String> {
+        self.progress.rest_of_text()
     }
 
     /// Log-probabilities of the next token that they were not taken of yet.
@@ -243,9 +270,8 @@ impl Generation<'_> {
         // A long prompt comes in several pieces of no text, so that whoever asks for them can stop in between.
         let chunk = self.session.chunk();
         if self.finish_reason().is_none() && self.pending.len() > chunk {
-            let rest = self.pending.split_off(chunk);
-            let part = std::mem::replace(&mut self.pending, rest);
-            self.session.extend(&part)?;
+            self.session.extend(&self.pending[..chunk])?;
+            self.pending.drain(..chunk);
             return Ok(Some(String::new()));
         }
         match self.next_token()? {

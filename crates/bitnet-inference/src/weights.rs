@@ -192,6 +192,10 @@ impl Dense {
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
+
+    pub(crate) fn format(&self) -> DenseFormat {
+        self.format
+    }
 }
 
 /// Bytes of a matrix.

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use bitnet_core::file::CacheDir;
+use bitnet_core::file::safetensors::{self, SafeTensors, TensorSpec};
+use bitnet_core::file::{CacheDir, Mapping};
+use bitnet_inference::source::{Part, Proj, Role};
 use bitnet_inference::{
-    AnswerState, Error, GenerateOptions, Message, Mismatch, Model, ModelOptions, PrefixCache, Preparation,
-    SamplingOptions, SavedSession, Session, SessionOptions,
+    AnswerState, Error, FinishReason, GenerateOptions, Message, Mismatch, Model, ModelOptions, PrefixCache,
+    Preparation, SamplingOptions, SavedSession, Session, SessionOptions,
 };
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::layout::Layout;
@@ -125,6 +127,74 @@ fn text_goes_on_where_it_ended() {
     assert_eq!(begun + &rest, want);
 }
 
+/// The text of the first `n` tokens of an answer and of what follows in another session, with what the answer's state was.
+fn broken_text(model: &Model, prompt: &[u32], n: usize, options: &GenerateOptions) -> (String, String) {
+    let mut first = model.session(SessionOptions::default()).unwrap();
+    let begin = GenerateOptions { max_tokens: n, ..options.clone() };
+    let mut answer = first.generate_from(prompt, &begin).unwrap();
+    let begun = answer.by_ref().map(|piece| piece.unwrap()).collect();
+    let Some(state) = answer.state() else { return (begun, String::new()) };
+    assert_eq!((&state.stop, state.ignore_eos), (&options.stop, options.ignore_eos));
+    let go_on = GenerateOptions { max_tokens: options.max_tokens - n, ..options.clone() };
+    let rest = first.resume(&state, &go_on).unwrap().map(|piece| piece.unwrap()).collect();
+    (begun, rest)
+}
+
+#[test]
+fn a_stop_text_across_the_break_is_found() {
+    let model = model(1);
+    let prompt = model.text().unwrap().encode_chat(&[Message {
+        role: "user".into(),
+        content: "tell me a short story about a robot and a snail".into(),
+    }]);
+    let prompt = prompt.unwrap();
+    let stop = "came to the park";
+    let options = GenerateOptions { max_tokens: 40, stop: vec![stop.into()], ..Default::default() };
+    let want = "A big storm ";
+    let mut n_across = 0;
+    for n in 1..20 {
+        let (begun, rest) = broken_text(&model, &prompt, n, &options);
+        // What may begin a stop text is given out where an answer is cut off, and cannot be taken back.
+        let all = begun.clone() + &rest;
+        let behind = all.strip_prefix(want).unwrap_or_else(|| panic!("broken after {n}: {all:?}"));
+        assert!(stop.starts_with(behind), "broken after {n}: {all:?}");
+        assert!(behind.is_empty() || rest.is_empty());
+        n_across += usize::from(!behind.is_empty());
+
+        // Whoever just leaves has what was certain, and gets the rest later.
+        let mut session = model.session(SessionOptions::default()).unwrap();
+        let mut answer = session.generate_from(&prompt, &options).unwrap();
+        let begun: String = answer.by_ref().take(n).map(|piece| piece.unwrap()).collect();
+        let ended = answer.finish_reason() == Some(FinishReason::Stop);
+        let state = answer.state();
+        assert_eq!(state.is_none(), ended, "an answer that a stop text ended has no rest");
+        let rest = state.map_or_else(String::new, |state| {
+            session.resume(&state, &options).unwrap().map(|piece| piece.unwrap()).collect()
+        });
+        assert_eq!(begun + &rest, want, "left after {n}");
+    }
+    assert!(n_across > 0);
+}
+
+#[test]
+fn a_character_across_the_break_is_whole() {
+    let model = model(1);
+    let text = model.text().unwrap();
+    let ids_of = |c: &&str| text.tokenizer.encode(c, false).unwrap();
+    let mut characters = ["🦊", "€", "é"].into_iter().map(|c| (c, ids_of(&c)));
+    let (character, bytes) = characters.find(|(_, ids)| ids.len() > 1).expect("one of several tokens");
+    // Biases and penalties make the model say its tokens in turn.
+    let logit_bias = bytes.iter().enumerate().map(|(i, id)| (*id, 10_000.0 - 100.0 * i as f32)).collect();
+    let sampling = SamplingOptions { logit_bias, frequency_penalty: 1000.0, ..Default::default() };
+    let options =
+        GenerateOptions { sampling, max_tokens: 2 * bytes.len(), ignore_eos: true, ..Default::default() };
+    for n in 1..2 * bytes.len() {
+        let (begun, rest) = broken_text(&model, &ids(&model, "Once upon a time"), n, &options);
+        assert_eq!(begun, character.repeat(n / bytes.len()));
+        assert_eq!(begun + &rest, character.repeat(2), "broken after {n}");
+    }
+}
+
 #[test]
 fn a_compressed_and_an_empty_session_are_saved_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
@@ -176,7 +246,12 @@ fn small(folder: &Path) -> (Model, std::path::PathBuf) {
     let mut session = model.session(SessionOptions::default()).unwrap();
     session.extend(&(0..20).collect::<Vec<u32>>()).unwrap();
     let path = folder.join("s.session");
-    let answer = AnswerState { prompt_len: 9, pending: vec![4], sampling: samplings().remove(2) };
+    let answer = AnswerState {
+        prompt_len: 9,
+        pending: vec![4],
+        sampling: samplings().remove(2),
+        ..Default::default()
+    };
     session.save(&path, Some(&answer), &[]).unwrap();
     (model, path)
 }
@@ -204,8 +279,8 @@ fn what_does_not_fit_is_refused_and_the_session_stays_as_it_is() {
         let mut bytes = sound.clone();
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         fs::write(&path, bytes).unwrap();
-        let error = stays(fresh(), |_| SavedSession::open(&path).unwrap_err());
-        mismatch(error)
+        let load = |session: &mut Session| SavedSession::open(&path).and_then(|saved| session.load(&saved));
+        mismatch(stays(fresh(), |session| load(session).unwrap_err()))
     };
     assert_eq!(
         with("\"version\":\"1\"", "\"version\":\"2\""),
@@ -249,6 +324,39 @@ fn damaged_files_are_refused_or_mean_the_same() {
         }
     }
     assert!(n_accepted < 64, "{n_accepted} of 3000 damaged files were taken");
+}
+
+/// A file whose keys a model would stumble over, with a checksum that is right.
+#[test]
+fn infinities_and_nans_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, path) = small(folder.path());
+    let file = SafeTensors::parse(Mapping::open(&path).unwrap()).unwrap();
+    let metadata = file.metadata().clone();
+    let mut sum = crc32fast::Hasher::new();
+    let mut begin = |text: &str, bytes: &[u8]| {
+        sum.update(&(text.len() as u64).to_le_bytes());
+        sum.update(text.as_bytes());
+        sum.update(bytes);
+    };
+    metadata.iter().flat_map(|(key, value)| [key, value]).for_each(|text| begin(text, &[]));
+    let mut contents = Vec::new();
+    for tensor in file.tensors().filter(|t| t.name != "checksum") {
+        let mut bytes = tensor.bytes.to_vec();
+        if tensor.name == "v" {
+            bytes[6..8].copy_from_slice(&0x7e00u16.to_le_bytes());
+        }
+        begin(&tensor.name, &bytes);
+        contents.push(bytes);
+    }
+    contents.push(sum.finalize().to_le_bytes().to_vec());
+    let specs: Vec<TensorSpec<'_>> =
+        file.tensors().map(|t| TensorSpec { name: &t.name, dtype: t.dtype, shape: &t.shape }).collect();
+    let damaged = folder.path().join("damaged.session");
+    safetensors::write(&damaged, &metadata, &specs, |i, sink| sink.write(&contents[i])).unwrap();
+    let saved = SavedSession::open(&damaged).unwrap();
+    let error = stays(model.session(SessionOptions::default()).unwrap(), |s| s.load(&saved).unwrap_err());
+    assert!(error.to_string().contains("`v` has an infinity or NaN"), "{error}");
 }
 
 #[test]
@@ -298,8 +406,55 @@ fn a_prompt_that_begins_like_a_kept_one_is_computed_from_where_it_differs() {
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, bytes).unwrap();
+    // Nor does what cannot be read, which is not removed.
+    let other = file.with_file_name(file.file_name().unwrap().to_string_lossy().replace("-f16-", "-f16-0"));
+    fs::create_dir(&other).unwrap();
     assert_eq!(prefixes.find(&mut fresh(), &first).unwrap(), 0);
-    assert!(!file.exists());
+    assert!(!file.exists() && other.exists());
+}
+
+#[test]
+fn a_prompt_larger_than_the_folder_may_be_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("prefixes");
+    let mut session = model(1).session(SessionOptions::default()).unwrap();
+    session.extend(&[1, 2, 3]).unwrap();
+    assert!(!PrefixCache::with_max_bytes(&dir, 1000).keep(&session, 3, 0).unwrap());
+    assert!(!dir.exists());
+    assert!(PrefixCache::new(&dir).keep(&session, 3, 0).unwrap());
+}
+
+/// Every weight counts: keys and values of one model mean nothing to another.
+#[test]
+fn one_changed_weight_is_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let print = |change: &dyn Fn(&mut RandomModel)| {
+        let folder = tempfile::tempdir_in(folder.path()).unwrap();
+        let mut model = RandomModel::new(Recipe::default());
+        change(&mut model);
+        model.write_hf(folder.path(), false);
+        open(folder.path(), Kernels::best().isa(), 2).fingerprint()
+    };
+    let want = print(&|_| ());
+    assert_eq!(print(&|_| ()), want);
+    for row in [0, 1, 17, 60] {
+        let changed = print(&|model| {
+            let embedding = model.tensor(Role::Embedding);
+            let at = row * embedding.cols + 5;
+            embedding.values[at] = -embedding.values[at] - 1.0;
+        });
+        assert_ne!(changed, want, "row {row} of the embedding");
+    }
+    for (row, proj) in [(1, Proj::Q), (33, Proj::Up), (75, Proj::Down)] {
+        let changed = print(&|model| {
+            let projection = model.tensor(Role::Layer(1, Part::Proj(proj)));
+            let at = row * projection.cols + 7;
+            projection.codes[at] = (projection.codes[at] + 1) % 3;
+        });
+        assert_ne!(changed, want, "row {row} of {proj:?}");
+    }
+    let norm = print(&|model| model.tensor(Role::OutputNorm).values[3] += 1.0);
+    assert_ne!(norm, want);
 }
 
 /// A session goes from the file a model was trained in to the one it was converted to, and to other layouts in memory.

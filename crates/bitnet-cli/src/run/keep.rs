@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
+use bitnet_core::file::check_writable;
 use bitnet_inference::{AnswerState, Message, PrefixCache, SavedSession, Session};
 use clap::Args;
 
@@ -12,11 +13,13 @@ use super::{RunArgs, conversation};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sessions")]
 pub(super) struct KeepArgs {
-    /// Write the session to this file at the end, also of an answer that Ctrl-C stops, so that a later run goes on with it.
+    /// Write the session to this file at the end, also of an answer that Ctrl-C or an error stops, so that a later run goes on
+    /// with it.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt_file")]
     save_session: Option<PathBuf>,
     /// Go on from a saved session: with its answer where there is no --prompt, with another turn of its conversation
-    /// otherwise, or with --raw by putting the prompt behind its text. Nothing that it holds is computed again.
+    /// otherwise, or with --raw by putting the prompt behind its text. Of what it holds, only what the chat format writes in
+    /// another way now is computed again. The answer ends before the same --stop texts unless others are given.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_file", "system"])]
     load_session: Option<PathBuf>,
     /// Keep computed prompts in this folder, and compute only the part of a prompt that none of them begins with. It holds
@@ -43,8 +46,9 @@ impl KeepArgs {
         self.load_session.is_some()
     }
 
-    /// Opens the session to go on from.
+    /// Opens the session to go on from, and fails where one could not be written at the end.
     pub(super) fn open(&self) -> anyhow::Result<Option<SavedSession>> {
+        self.save_session.as_deref().map_or(Ok(()), check_writable)?;
         Ok(self.load_session.as_deref().map(SavedSession::open).transpose()?)
     }
 
@@ -78,6 +82,12 @@ impl KeepArgs {
             (Some(_), Some(_)) if begun.messages.is_empty() => {
                 bail!("the saved session is no conversation; give --raw to put the prompt behind its text");
             }
+            (Some(_), Some(_)) if text.chat_template.is_none() => {
+                bail!(
+                    "the model has no chat format, so that a conversation cannot go on; give --raw to put the prompt behind \
+                     its text"
+                );
+            }
             (Some(_), Some(prompt)) => {
                 begun.messages.push(Message { role: "user".into(), content: prompt });
                 begun.ids = text.encode_chat(&begun.messages)?;
@@ -104,15 +114,23 @@ impl KeepArgs {
         said: String,
     ) -> anyhow::Result<()> {
         let Begun { ids, mut messages, n_found, .. } = begun;
-        if let Some(dir) = &self.prefix_cache {
-            PrefixCache::new(dir).keep(session, ids.len(), n_found)?;
+        if let Some(path) = &self.save_session {
+            match messages.last_mut() {
+                Some(last) if last.role == "assistant" => last.content.push_str(&said),
+                // Models are not trained with turns in which nothing is said.
+                Some(_) if !said.is_empty() => {
+                    messages.push(Message { role: "assistant".into(), content: said });
+                }
+                _ => {}
+            }
+            session.save(path, state, &messages)?;
         }
-        let Some(path) = &self.save_session else { return Ok(()) };
-        match messages.last_mut() {
-            Some(last) if last.role == "assistant" => last.content.push_str(&said),
-            Some(_) => messages.push(Message { role: "assistant".into(), content: said }),
-            None => {}
+        if let Some(dir) = &self.prefix_cache
+            && let Err(error) = PrefixCache::new(dir).keep(session, ids.len(), n_found)
+        {
+            // The answer is out; what only saves time is no reason to call the run a failure.
+            say!("note: the prompt is not kept for later runs: {error}");
         }
-        Ok(session.save(path, state, &messages)?)
+        Ok(())
     }
 }

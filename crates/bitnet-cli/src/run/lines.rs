@@ -31,7 +31,8 @@ pub(super) struct LinesArgs {
         default_value_t = 8,
         value_parser = values::batch_rows,
         allow_negative_numbers = true,
-        conflicts_with = "prompt"
+        conflicts_with = "prompt",
+        requires = "prompt_file"
     )]
     batch: usize,
     /// Where lines are cut that leave the context no room for --max-tokens (or for one token); they are refused by default.
@@ -47,7 +48,7 @@ enum Side {
 }
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let session_options = args.session.options()?;
+    let session_options = args.session.options();
     let path = args.lines.prompt_file.as_deref().unwrap_or(Path::new("-"));
     let prompts = read_lines(path)?;
     interrupt::install()?;
@@ -56,7 +57,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if !args.quiet {
         print_notices(&model);
     }
-    let options = args.generation.options(sampling.options.clone());
+    let options = args.generation.options(sampling.options.clone(), None);
     let mut batch = model.batch(args.lines.batch.min(prompts.len().max(1)), &session_options)?;
     let text = model.text()?;
     let mut printer = Printer {

@@ -23,6 +23,7 @@ const ABANDONED: Duration = Duration::from_secs(6 * 60 * 60);
 pub struct CacheDir {
     dir: PathBuf,
     max_bytes: u64,
+    suffix: &'static str,
 }
 
 impl CacheDir {
@@ -39,12 +40,17 @@ impl CacheDir {
             };
             caches.map(|caches| caches.join("bitnet"))
         })?;
-        Some(CacheDir { dir, max_bytes: DEFAULT_MAX_BYTES })
+        Some(CacheDir::new(dir, DEFAULT_MAX_BYTES))
     }
 
     /// Any folder, with the cap in bytes.
     pub fn new(dir: impl Into<PathBuf>, max_bytes: u64) -> Self {
-        CacheDir { dir: dir.into(), max_bytes }
+        CacheDir { dir: dir.into(), max_bytes, suffix: DERIVED_SUFFIX }
+    }
+
+    /// The same folder, for files whose names end in `suffix`: they alone count, and they alone are removed.
+    pub fn for_suffix(self, suffix: &'static str) -> Self {
+        CacheDir { suffix, ..self }
     }
 
     /// The path of a file of this name, which may not exist.
@@ -58,8 +64,8 @@ impl CacheDir {
         let _ = File::open(self.path(name)).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
-    /// Makes the folder, and room in it for a file of `size_bytes`: of the files that end in [`DERIVED_SUFFIX`], those unused
-    /// for longest are removed. Other files are none of ours, even if somebody keeps models in the same folder.
+    /// Makes the folder, and room in it for a file of `size_bytes`: of the files that end in the suffix ([`DERIVED_SUFFIX`], where
+    /// none was given), those unused for longest are removed. Other files are none of ours, even if somebody keeps models in the same folder.
     pub fn make_room(&self, size_bytes: u64) -> Result<()> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let mut files = self.files()?;
@@ -93,7 +99,7 @@ impl CacheDir {
             // A file that went meanwhile takes no room.
             let Ok(meta) = path.metadata() else { continue };
             let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            match kind(&path) {
+            match self.kind(&path) {
                 Some(Kind::Whole) if meta.is_file() => {
                     files.push(CachedFile { path, size_bytes: meta.len(), used });
                 }
@@ -105,6 +111,15 @@ impl CacheDir {
             }
         }
         Ok(files)
+    }
+
+    /// `None` for files that are not ours.
+    fn kind(&self, path: &Path) -> Option<Kind> {
+        let name = path.file_name()?.to_string_lossy();
+        match name.starts_with('.') {
+            true => name.contains(self.suffix).then_some(Kind::Unfinished),
+            false => name.ends_with(self.suffix).then_some(Kind::Whole),
+        }
     }
 }
 
@@ -118,15 +133,6 @@ enum Kind {
     Whole,
     /// Written under a temporary name, which begins with a dot and goes on behind the suffix.
     Unfinished,
-}
-
-/// `None` for files that are not ours.
-fn kind(path: &Path) -> Option<Kind> {
-    let name = path.file_name()?.to_string_lossy();
-    match name.starts_with('.') {
-        true => name.contains(DERIVED_SUFFIX).then_some(Kind::Unfinished),
-        false => name.ends_with(DERIVED_SUFFIX).then_some(Kind::Whole),
-    }
 }
 
 #[cfg(test)]
@@ -151,6 +157,8 @@ mod tests {
         let left = || [0, 1, 2, 3].map(|i: usize| cache.path(&names[i]).exists());
         cache.make_room(10).unwrap();
         assert_eq!(left(), [true, true, true, false], "all fit; what nobody writes any more is gone");
+        cache.clone().for_suffix(".other").make_room(1000).unwrap();
+        assert_eq!(left(), [true, true, true, false], "those of another suffix are none of its own");
         cache.touch(&names[2]);
         cache.make_room(20).unwrap();
         assert_eq!(left(), [true, false, true, false], "b is the oldest now");

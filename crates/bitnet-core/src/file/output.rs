@@ -73,6 +73,12 @@ impl Drop for OutputFile {
     }
 }
 
+/// Fails as writing a file there would, before the work that is to be written: a folder that is missing or cannot be
+/// written, or something at `path` that is no file. Nothing is left there.
+pub fn check_writable(path: &Path) -> Result<()> {
+    OutputFile::create(path).map(drop)
+}
+
 /// A folder that appears at its path, with all that was written into it, when [`publish`](Self::publish) is called, and
 /// is removed otherwise.
 #[derive(Debug)]

@@ -103,12 +103,12 @@ impl Recipe {
 pub(crate) struct Tensor {
     pub(crate) role: Role,
     rows: usize,
-    cols: usize,
+    pub(crate) cols: usize,
     stored_as: StoredAs,
     /// The values of a dense tensor: (rows, cols).
     pub(crate) values: Vec<f32>,
     /// The codes of a ternary tensor: (rows, cols).
-    codes: Vec<u8>,
+    pub(crate) codes: Vec<u8>,
     /// Its scales: one, or one for each block.
     pub(crate) scales: Vec<f32>,
 }
