@@ -183,14 +183,14 @@ fn whatever_is_written_can_be_read() {
     let mut random = Random(3);
     safetensors::write(&input, &BTreeMap::new(), &specs, |i, sink| {
         let noise = (0..5000).map(|_| random.below(256) as u8).collect();
-        sink.write(&if i % 500 == 1 { noise } else { vec![7; 5000] })
+        sink.write(&if i % 500 == 1 { noise } else { vec![0; 5000] })
     })
     .unwrap();
     let output = folder.path().join("small.bitnet");
     let mut last = (0, 1);
     let mut progress = |at: compressed::CompressProgress| last = (at.done, at.total);
     let report = compressed::compress(&[Mapping::open(&input).unwrap()], &output, &mut progress).unwrap();
-    assert!(last.0 == last.1 && 20 * report.after < report.before, "{last:?}, {report:?}");
+    assert!(last.0 == last.1 && 5 * report.after < report.before, "{last:?}, {report:?}");
     assert_same_files(&output, &[&input]);
     let file = CompressedFile::parse(Mapping::open(&output).unwrap()).unwrap().unwrap();
     let own: Vec<_> = file.tensors().map(|tensor| tensor.unwrap().name.to_owned()).collect();

@@ -495,7 +495,7 @@ mod tests {
         for (zeros, run, tag, most) in [
             (33, 1, PACKED, 0.8003),
             (43, 1, CODED, 0.79),
-            (33, 64, PACKED, 0.07),
+            (33, 64, PACKED, 0.09),
             (97, 64, PACKED, 0.031),
             (97, 1, PACKED, 0.13),
         ] {

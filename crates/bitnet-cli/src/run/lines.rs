@@ -31,7 +31,7 @@ pub(super) struct LinesArgs {
         default_value_t = 8,
         value_parser = values::batch_rows,
         allow_negative_numbers = true,
-        conflicts_with = "prompt",
+        conflicts_with_all = ["prompt", "load_session"],
         requires = "prompt_file"
     )]
     batch: usize,
