@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::{call, json, quiet_success};
+use crate::{call, continued, json, quiet_success};
 
 /// Writes a random model of this width with I2_S layers.
 fn synth(path: &Path, dim: &str) {
@@ -30,21 +30,7 @@ fn a_converted_model_computes_the_same_and_runs() {
         fs::read(file).unwrap()
     };
     assert!(logits(&input) == logits(&output));
-    let run = |model: &str| {
-        quiet_success(&[
-            "run",
-            "--raw",
-            "--prompt",
-            "a",
-            "--max-tokens",
-            "5",
-            "--seed",
-            "1",
-            "--model",
-            model,
-        ])
-    };
-    assert_eq!(run(&input), run(&output));
+    assert_eq!(continued(&input), continued(&output));
 }
 
 #[test]

@@ -53,6 +53,11 @@ fn call_with_stdin(args: &[&str], stdin: &str) -> Output {
     output(child.wait_with_output().unwrap())
 }
 
+/// What a model says behind "a", the same each time.
+fn continued(model: &str) -> String {
+    quiet_success(&["run", "--raw", "--prompt", "a", "--max-tokens", "5", "--seed", "1", "--model", model])
+}
+
 fn finish(mut command: Command) -> Output {
     output(command.output().unwrap())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::{call, call_with_stdin, json, quiet_success};
+use crate::{call, call_with_stdin, continued, json, quiet_success};
 
 const PROMPT: [&str; 2] = ["--prompt", "tell me a short story about a robot and a snail"];
 
@@ -183,21 +183,7 @@ fn a_compressed_model_runs_and_is_described() {
     assert_eq!((made.status, made.stdout.as_str()), (0, ""), "{}", made.stderr);
     assert!(made.stderr.contains(" bytes became "), "{}", made.stderr);
     assert!(fs::metadata(&output).unwrap().len() < fs::metadata(&input).unwrap().len());
-    let run = |model: &str| {
-        quiet_success(&[
-            "run",
-            "--raw",
-            "--prompt",
-            "a",
-            "--max-tokens",
-            "5",
-            "--seed",
-            "1",
-            "--model",
-            model,
-        ])
-    };
-    assert_eq!(run(&output), run(&input));
+    assert_eq!(continued(&output), continued(&input));
     let object = json(&quiet_success(&["inspect", "--json", &output]));
     let coded = &object["file"]["types"]["coded i2_s"];
     assert!(coded["bytes"].as_u64().unwrap() < coded["unpacked_bytes"].as_u64().unwrap(), "{object}");
