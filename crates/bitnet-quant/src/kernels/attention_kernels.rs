@@ -397,6 +397,9 @@ impl Tile<'_> {
     }
 
     /// [`Tile::dot`] for `Q` queries from query `i` on, `K` keys at a time; returns `Q`.
+    ///
+    /// The lanes of `Q` · `K` products stay in registers until trees reduce them, each those of as many queries as give
+    /// a whole vector of scores.
     #[inline(always)]
     unsafe fn dot_queries<V: Vector, R: Rows, const Q: usize, const K: usize>(
         &self,
@@ -405,27 +408,25 @@ impl Tile<'_> {
         block: &Range<usize>,
         ahead: bool,
     ) -> usize {
+        const { assert!(V::LANES.is_multiple_of(K) && (Q * K).is_multiple_of(V::LANES)) };
         let n = block.len();
         // SAFETY: the caller enables the instruction set and vouches for queries and rows; rows past the last one are
-        // the last one again, and a block has room for whole vectors of scores.
+        // the last one again, and a block has room for whole groups of `K` scores.
         unsafe {
-            for j in (0..n).step_by(V::LANES) {
-                // Not set as a whole: that would be a call for as long as a quarter of the products.
-                let mut lanes = [MaybeUninit::<[V; MAX_LANES]>::uninit(); Q];
-                for lanes in &mut lanes {
-                    for l in V::LANES..MAX_LANES {
-                        lanes.as_mut_ptr().cast::<V>().add(l).write(V::splat(0.0));
+            for j in (0..n).step_by(K) {
+                let rows: [R::Row; K] = from_fn(|r| rows.row((j + r).min(n - 1), self.dim));
+                let lanes = self.dot_lanes::<V, R, Q, K>(i, rows, ahead);
+                for first in (0..Q).step_by(V::LANES / K) {
+                    let mut vectors = [V::splat(0.0); MAX_LANES];
+                    for l in 0..V::LANES {
+                        vectors[l] = lanes[first + l / K][l % K];
                     }
-                }
-                for part in (0..V::LANES).step_by(K) {
-                    let rows: [R::Row; K] = from_fn(|r| rows.row((j + part + r).min(n - 1), self.dim));
-                    let sums = self.dot_lanes::<V, R, Q, K>(i, rows, ahead);
-                    for q in 0..Q {
-                        lanes[q].as_mut_ptr().cast::<V>().add(part).cast::<[V; K]>().write(sums[q]);
+                    let mut scores = [0.0; MAX_LANES];
+                    V::trees(&vectors).store(scores.as_mut_ptr());
+                    for (q, scores) in scores.chunks_exact(K).take(V::LANES / K).enumerate() {
+                        let to = self.scores(i + first + q).add(block.start + j);
+                        to.copy_from_nonoverlapping(scores.as_ptr(), K);
                     }
-                }
-                for q in 0..Q {
-                    V::trees(lanes[q].assume_init_ref()).store(self.scores(i + q).add(block.start + j));
                 }
             }
         }
