@@ -8,6 +8,7 @@ use bitnet_inference::{AnswerState, Message, PrefixCache, SavedSession, Session}
 use clap::Args;
 
 use super::{RunArgs, conversation};
+use crate::generation::ask;
 
 /// Where sessions and prompts are kept.
 #[derive(Debug, Args)]
@@ -89,7 +90,7 @@ impl KeepArgs {
                 );
             }
             (Some(_), Some(prompt)) => {
-                begun.messages.push(Message { role: "user".into(), content: prompt });
+                ask(&mut begun.messages, prompt);
                 begun.ids = text.encode_chat(&begun.messages)?;
             }
             (None, prompt) if args.raw => begun.ids = text.encode(&prompt.unwrap_or_default())?,
