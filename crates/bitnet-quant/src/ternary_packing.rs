@@ -175,7 +175,9 @@ pub trait TernaryPacker: fmt::Debug + Sync {
     fn pack_payload(&self, weights: &[i8], config: &TernaryPackingConfig, out: &mut Vec<u8>);
 
     /// The most weights that so many bytes can hold.
-    fn max_weights(&self, payload_bytes: usize) -> usize;
+    fn max_weights(&self, payload_bytes: usize) -> usize {
+        payload_bytes.saturating_mul(MAX_WEIGHTS_PER_BYTE)
+    }
 
     /// Fills `out` with the weights that the whole of `payload` holds; an error where it holds more or fewer.
     fn unpack_payload(
@@ -204,10 +206,11 @@ pub trait TernaryPacker: fmt::Debug + Sync {
         Ok(PackedTernaryWeights::new(self.strategy(), weights.len(), bytes))
     }
 
-    /// Whether the weights are ternary and this packing makes them no larger than two bits a weight would.
+    /// Whether the weights are ternary and this packing makes them no larger than two bits a weight would, in whole blocks
+    /// of 64: how many weights the last block has is no matter of what they are.
     fn is_suitable(&self, weights: &[i8], config: &TernaryPackingConfig) -> bool {
         check_input(weights, config).is_ok()
-            && self.payload_bytes(weights, config) <= weights.len().div_ceil(4)
+            && self.payload_bytes(weights, config) <= byte_aligned::size_bytes(weights.len())
     }
 }
 

@@ -4,8 +4,8 @@
 //! the length of its payload in the others, then that payload. The last block may be shorter. Little-endian.
 
 use super::{
-    MAX_BLOCK_SIZE, MAX_WEIGHTS_PER_BYTE, TernaryPacker, TernaryPackerFactory, TernaryPackingConfig,
-    TernaryPackingError, TernaryPackingStrategy, smallest,
+    MAX_BLOCK_SIZE, TernaryPacker, TernaryPackerFactory, TernaryPackingConfig, TernaryPackingError,
+    TernaryPackingStrategy, smallest,
 };
 use crate::kernels::Kernels;
 
@@ -52,10 +52,6 @@ impl TernaryPacker for Hybrid {
             let head = payload_bytes << STRATEGY_BITS | packer.strategy() as u32;
             out[start..][..size_of::<u32>()].copy_from_slice(&head.to_le_bytes());
         }
-    }
-
-    fn max_weights(&self, payload_bytes: usize) -> usize {
-        payload_bytes.saturating_mul(MAX_WEIGHTS_PER_BYTE)
     }
 
     fn unpack_payload(
