@@ -245,18 +245,27 @@ impl TernaryPackerFactory {
     /// The strategy that takes the fewest bytes for these weights, by the size that each would have. Weights that are
     /// not ternary get an answer, too; packing refuses them.
     pub fn auto_select_strategy(weights: &[i8], config: &TernaryPackingConfig) -> TernaryPackingStrategy {
-        smallest(&Self::CANDIDATES, weights, config).strategy()
+        Self::smallest(weights, config).0.strategy()
+    }
+
+    /// The packer of that strategy, and the bytes of its payload.
+    pub(crate) fn smallest(
+        weights: &[i8],
+        config: &TernaryPackingConfig,
+    ) -> (&'static dyn TernaryPacker, usize) {
+        smallest(&Self::CANDIDATES, weights, config)
     }
 }
 
-/// The candidate that takes the fewest bytes, and of equal ones the first.
+/// The candidate that takes the fewest bytes, and of equal ones the first, with these bytes.
 fn smallest(
     candidates: &[TernaryPackingStrategy],
     weights: &[i8],
     config: &TernaryPackingConfig,
-) -> &'static dyn TernaryPacker {
+) -> (&'static dyn TernaryPacker, usize) {
     let packers = candidates.iter().map(|strategy| TernaryPackerFactory::create_packer(*strategy));
-    packers.min_by_key(|packer| packer.payload_bytes(weights, config)).unwrap_or(&uncompressed::Uncompressed)
+    let sizes = packers.map(|packer| (packer, packer.payload_bytes(weights, config)));
+    sizes.min_by_key(|(_, bytes)| *bytes).unwrap_or((&uncompressed::Uncompressed, weights.len()))
 }
 
 /// Packed weights that own their bytes.

@@ -32,19 +32,14 @@ impl TernaryPacker for Hybrid {
 
     fn payload_bytes(&self, weights: &[i8], config: &TernaryPackingConfig) -> usize {
         let blocks = weights.chunks(block_size(config));
-        let sizes = blocks.map(|block| {
-            let sizes = CANDIDATES
-                .iter()
-                .map(|strategy| TernaryPackerFactory::create_packer(*strategy).payload_bytes(block, config));
-            size_of::<u32>() + sizes.min().unwrap_or_default()
-        });
+        let sizes = blocks.map(|block| size_of::<u32>() + smallest(&CANDIDATES, block, config).1);
         size_of::<u32>() + sizes.sum::<usize>()
     }
 
     fn pack_payload(&self, weights: &[i8], config: &TernaryPackingConfig, out: &mut Vec<u8>) {
         out.extend((block_size(config) as u32).to_le_bytes());
         for block in weights.chunks(block_size(config)) {
-            let packer = smallest(&CANDIDATES, block, config);
+            let (packer, _) = smallest(&CANDIDATES, block, config);
             let start = out.len();
             out.extend([0; size_of::<u32>()]);
             packer.pack_payload(block, config, out);
