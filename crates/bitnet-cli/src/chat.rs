@@ -40,8 +40,8 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Go on with the conversation in this file, if it is there, and keep it there: what was said after each answer, and all
-    /// that was computed at the end, because that takes as many bytes as keys and values. After a crash nothing that was said
-    /// is missing, but it is computed again.
+    /// that was computed at the end, because that takes as many bytes as keys and values. If the program is killed, nothing
+    /// that was said is missing, but it is computed again.
     #[arg(long = "session", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Print no notes and no seed on standard error.

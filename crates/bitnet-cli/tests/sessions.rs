@@ -125,6 +125,8 @@ fn a_killed_chat_has_its_answers() {
     child.wait().unwrap();
     let kept = SavedSession::open(&path).unwrap();
     assert_eq!((kept.tokens().len(), kept.messages().len()), (0, 2));
+    let raw = call(&["run", "--raw", "--prompt", "And", "--load-session", path.to_str().unwrap()]);
+    assert!(raw.status == 1 && raw.stderr.contains("use it without --raw"), "{}", raw.stderr);
     let rest = call_with_stdin(&args, second);
     assert_eq!((rest.status, format!("{answer}\n{}", rest.stdout)), (0, whole.stdout));
     let kept = SavedSession::open(&path).unwrap();

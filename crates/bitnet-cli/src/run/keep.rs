@@ -75,6 +75,13 @@ impl KeepArgs {
                     bail!("the answer of the saved session had ended; give a --prompt for another one");
                 }
             }
+            (Some(saved), Some(_))
+                if args.raw && saved.tokens().is_empty() && !saved.messages().is_empty() =>
+            {
+                bail!(
+                    "the saved session is of a chat that was killed, and has no text yet; use it without --raw"
+                );
+            }
             (Some(saved), Some(prompt)) if args.raw => {
                 let pending = saved.answer().map_or(&[][..], |answer| &answer.pending);
                 begun.ids = [saved.tokens(), pending, &text.tokenizer.encode(&prompt, false)?].concat();

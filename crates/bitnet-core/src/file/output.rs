@@ -165,7 +165,10 @@ fn remove_abandoned(path: &Path) {
         numbers.is_some_and(|(process, attempt)| is_number(process) && is_number(attempt))
     };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(is_hidden)
+        // Opening anything else may wait for somebody, or follow a link.
+        let is_ours = entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_dir());
+        if is_ours
+            && entry.file_name().to_str().is_some_and(is_hidden)
             && let Some(_lock) = lock(&entry.path(), File::try_lock)
         {
             remove(&entry.path());
