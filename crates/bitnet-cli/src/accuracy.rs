@@ -1,16 +1,33 @@
 //! How far one computation's predictions are from another's, over the tokens of a text.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use bitnet_inference::{Model, Result, Sampler, SamplingOptions, Session, SessionOptions};
 use bitnet_quant::float::{exp64, ln64};
+use clap::Args;
+
+use crate::values;
 
 /// Tokens of a generated text by default.
-pub(crate) const DEFAULT_TOKENS: usize = 128;
+const DEFAULT_TOKENS: usize = 128;
 /// The most memory for what the reference computes: longer texts are cut.
 const MAX_REFERENCE_BYTES: usize = 1 << 30;
+
+/// What accuracy is measured on, and how what comes of it is printed.
+#[derive(Debug, Args)]
+pub(crate) struct AccuracyArgs {
+    /// Measure accuracy on the text of this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    text: Option<PathBuf>,
+    /// Measure accuracy on a text of so many tokens that the model generates [default: 128].
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
+    tokens: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Differences to the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,26 +99,33 @@ impl Reference {
     }
 }
 
-/// The tokens that accuracy is measured on: those of a file, or `n_tokens` that the model generates.
-pub(crate) fn text(model: &Model, file: Option<&Path>, n_tokens: Option<usize>) -> anyhow::Result<Vec<u32>> {
-    let config = model.config();
-    let room = MAX_REFERENCE_BYTES / (config.vocab_size * size_of::<f32>());
-    let most = config.max_seq_len.min(room).max(2);
-    let Some(path) = file else {
-        return generated(n_tokens.unwrap_or(DEFAULT_TOKENS).min(most), model);
-    };
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let mut ids = model.text()?.encode(&text)?;
-    anyhow::ensure!(
-        ids.len() >= 2,
-        "{}: the text has fewer than two tokens; give a longer one",
-        path.display()
-    );
-    if ids.len() > most {
-        say!("note: {}: only the first {most} of {} tokens are taken", path.display(), ids.len());
-        ids.truncate(most);
+impl AccuracyArgs {
+    /// Where the text is from, in a word.
+    pub(crate) fn origin(&self) -> &'static str {
+        if self.text.is_some() { "given" } else { "generated" }
     }
-    Ok(ids)
+
+    /// The tokens of the text: those of the file, or some that `model` generates.
+    pub(crate) fn ids(&self, model: &Model) -> anyhow::Result<Vec<u32>> {
+        let config = model.config();
+        let room = MAX_REFERENCE_BYTES / (config.vocab_size * size_of::<f32>());
+        let most = config.max_seq_len.min(room).max(2);
+        let Some(path) = &self.text else {
+            return generated(self.tokens.unwrap_or(DEFAULT_TOKENS).min(most), model);
+        };
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let mut ids = model.text()?.encode(&text)?;
+        anyhow::ensure!(
+            ids.len() >= 2,
+            "{}: the text has fewer than two tokens; give a longer one",
+            path.display()
+        );
+        if ids.len() > most {
+            say!("note: {}: only the first {most} of {} tokens are taken", path.display(), ids.len());
+            ids.truncate(most);
+        }
+        Ok(ids)
+    }
 }
 
 /// A text of `n` tokens, drawn from the model as it is.

@@ -12,7 +12,7 @@ use bitnet_core::file::check_writable;
 use bitnet_inference::{AnswerState, FinishReason, GenerateOptions, Message, SavedSession, Session};
 use clap::Args;
 
-use crate::generation::{GenerationArgs, Speed};
+use crate::generation::{GenerationArgs, Speed, ask};
 use crate::interrupt::{self, Watch};
 use crate::model::{ModelArgs, finish_preparing, print_notices};
 use crate::sampling::SamplingArgs;
@@ -39,8 +39,9 @@ const EXCERPT_CHARS: usize = 40;
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Go on with the conversation in this file, if it is there, and keep it there after each answer, with all that was
-    /// computed.
+    /// Go on with the conversation in this file, if it is there, and keep it there: what was said after each answer, and all
+    /// that was computed at the end, because that takes as many bytes as keys and values. If the program is killed, nothing
+    /// that was said is missing, but it is computed again.
     #[arg(long = "session", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Print no notes and no seed on standard error.
@@ -74,7 +75,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         session: model.session(args.session.options_for(saved.as_ref(), model.config()))?,
         messages: Vec::new(),
         left: None,
-        changed: false,
+        unsaved: Unsaved::Nothing,
         options: args.generation.options(sampling.options.clone(), None),
         quiet: args.quiet,
         last_speed: None,
@@ -98,33 +99,29 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             say!("note: the model has no chat format; it continues each message without the ones before");
         }
     }
-    let mut lines = Lines::open(args.quiet)?;
-    while let Some(message) = lines.next_message()? {
-        match ChatCommand::parse(&message) {
-            None if message.trim().is_empty() => {}
-            None => {
-                let answered = chat.answer(message);
-                if let Err(e) = chat.keep() {
-                    say!("the conversation is not kept: {}", crate::message(&e));
-                }
-                answered?;
-            }
-            Some(Ok(ChatCommand::Exit)) => break,
-            Some(command) => {
-                // A command that fails is no reason to lose the conversation, but a closed output ends it.
-                if let Err(e) = command.and_then(|command| chat.obey(command)) {
-                    if crate::is_broken_pipe(&e) {
-                        chat.keep()?;
-                        return Err(e);
-                    }
-                    say!("{}", crate::message(&e));
-                }
-            }
-        }
+    // Whatever ends the conversation, it is kept.
+    let talked = Lines::open(args.quiet).and_then(|mut lines| chat.talk(&mut lines));
+    let kept = chat.keep();
+    if let (Err(_), Err(e)) = (&talked, &kept) {
+        say_not_kept(e);
     }
-    chat.keep()?;
+    talked.and(kept)?;
     finish_preparing(&model, args.quiet);
     Ok(())
+}
+
+/// What the file of a conversation does not have yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unsaved {
+    Nothing,
+    /// What was computed for the messages.
+    Computed,
+    /// The messages.
+    Said,
+}
+
+fn say_not_kept(error: &anyhow::Error) {
+    say!("the conversation is not kept: {}", crate::message(error));
 }
 
 struct Chat {
@@ -134,8 +131,7 @@ struct Chat {
     messages: Vec<Message>,
     /// Where the last answer stands, if it was stopped before its end.
     left: Option<AnswerState>,
-    /// Whether the file is to be written.
-    changed: bool,
+    unsaved: Unsaved,
     options: GenerateOptions,
     quiet: bool,
     last_speed: Option<Speed>,
@@ -144,24 +140,57 @@ struct Chat {
 }
 
 impl Chat {
-    /// Writes the conversation to its file, if it has one and is not what the file has.
-    fn keep(&mut self) -> anyhow::Result<()> {
-        if let Some(path) = self.file.as_deref().filter(|_| self.changed) {
-            self.session.save(path, self.left.as_ref(), &self.messages)?;
+    /// Answers messages and obeys commands until there are no more.
+    fn talk(&mut self, lines: &mut Lines) -> anyhow::Result<()> {
+        while let Some(message) = lines.next_message()? {
+            match ChatCommand::parse(&message) {
+                None if message.trim().is_empty() => {}
+                None => self.answer(message)?,
+                Some(Ok(ChatCommand::Exit)) => break,
+                Some(command) => {
+                    // A command that fails is no reason to lose the conversation, but a closed output ends it.
+                    if let Err(e) = command.and_then(|command| self.obey(command)) {
+                        if crate::is_broken_pipe(&e) {
+                            return Err(e);
+                        }
+                        say!("{}", crate::message(&e));
+                    }
+                }
+            }
+            if let Err(e) = self.keep_messages() {
+                say_not_kept(&e);
+            }
         }
-        self.changed = false;
+        Ok(())
+    }
+
+    /// Writes what was said to the conversation's file, if it has one: a few bytes, so that no crash loses it.
+    fn keep_messages(&mut self) -> anyhow::Result<()> {
+        if let Some(path) = self.file.as_deref().filter(|_| self.unsaved == Unsaved::Said) {
+            self.session.save_messages(path, &self.messages)?;
+            self.unsaved = Unsaved::Computed;
+        }
+        Ok(())
+    }
+
+    /// Writes the conversation with all that was computed to its file, if it has one that lacks some of it.
+    fn keep(&mut self) -> anyhow::Result<()> {
+        if let Some(path) = self.file.as_deref().filter(|_| self.unsaved != Unsaved::Nothing) {
+            self.session.save(path, self.left.as_ref(), &self.messages)?;
+            self.unsaved = Unsaved::Nothing;
+        }
         Ok(())
     }
 
     /// Takes a message of the user and prints the answer as it comes.
     fn answer(&mut self, content: String) -> anyhow::Result<()> {
-        self.messages.push(Message { role: "user".into(), content });
+        ask(&mut self.messages, content);
         let Some(ids) = self.fit()? else {
             say!("the message is too long for a context of {} tokens", self.session.max_seq_len());
             self.messages.pop();
             return Ok(());
         };
-        (self.left, self.changed) = (None, true);
+        (self.left, self.unsaved) = (None, Unsaved::Said);
         let mut stdout = io::stdout().lock();
         let watch = Watch::start();
         let mut answer = self.session.generate_from(&ids, &self.options)?;
@@ -229,7 +258,7 @@ impl Chat {
             ChatCommand::Clear => {
                 self.messages.retain(|m| m.role == "system");
                 self.session.truncate(0);
-                (self.left, self.changed) = (None, true);
+                (self.left, self.unsaved) = (None, Unsaved::Said);
             }
             ChatCommand::System(text) => self.set_system(text)?,
             ChatCommand::Save(path) => {
@@ -261,7 +290,7 @@ impl Chat {
             self.messages.insert(0, Message { role: "system".into(), content: text.into() });
         }
         if self.messages != earlier {
-            (self.left, self.changed) = (None, true);
+            (self.left, self.unsaved) = (None, Unsaved::Said);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bitnet_inference::{AnswerState, GenerateOptions, Generation, SamplingOptions};
+use bitnet_inference::{AnswerState, GenerateOptions, Generation, Message, SamplingOptions};
 use clap::Args;
 
 /// What is generated, and when it ends.
@@ -36,6 +36,13 @@ impl GenerationArgs {
             ..GenerateOptions::default()
         }
     }
+}
+
+/// Adds a message of the user, in the place of one that was stopped before a word of an answer came: whoever is stopped says
+/// it again, and models are not trained with two in a row.
+pub(crate) fn ask(messages: &mut Vec<Message>, content: String) {
+    messages.pop_if(|last| last.role == "user");
+    messages.push(Message { role: "user".into(), content });
 }
 
 /// Tokens and times of one answer.

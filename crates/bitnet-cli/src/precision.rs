@@ -20,11 +20,10 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::accuracy::{self, Accuracy, Reference};
+use crate::accuracy::{Accuracy, AccuracyArgs, Reference};
 use crate::bench::rounds::{self, Rates};
 use crate::interrupt;
 use crate::model::{ComputeArgs, LayoutArgs, open_source, print_notices};
-use crate::values;
 
 /// Tokens of a timed prompt and of a timed generation, and how often each is timed.
 const TIMED_TOKENS: usize = 32;
@@ -71,15 +70,8 @@ pub(crate) struct PrecisionArgs {
     /// of the text's tokens.
     #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "optimize", allow_negative_numbers = true)]
     min_accuracy: Option<f64>,
-    /// Measure accuracy on the text of this file.
-    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
-    text: Option<PathBuf>,
-    /// Measure accuracy on a text of so many tokens that the model generates [default: 128].
-    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
-    tokens: Option<usize>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    accuracy: AccuracyArgs,
     #[command(flatten)]
     compute: ComputeArgs,
     #[command(flatten)]
@@ -212,10 +204,7 @@ pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
         machine = (model.n_threads(), model.kernels_name());
         let reference = match &mut reference {
             Some(reference) => reference,
-            none => none.insert({
-                let ids = accuracy::text(&model, args.text.as_deref(), args.tokens)?;
-                Reference::new(&model, ids)?
-            }),
+            none => none.insert(Reference::new(&model, args.accuracy.ids(&model)?)?),
         };
         let analysis = plan.manager().analyze_configuration()?;
         measured.push(measure(policy.name(), &model, reference, analysis)?);
@@ -231,23 +220,23 @@ pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
 
     let n_tokens = reference.as_ref().map_or(0, Reference::n_tokens);
     let mut stdout = io::stdout().lock();
-    if args.json {
+    if args.accuracy.json {
         let strategies: Vec<Value> = measured.iter().map(Measured::to_json).collect();
         let object = json!({
             "model": source.path().display().to_string(),
             "threads": machine.0,
             "isa": machine.1,
             "tokens": n_tokens,
-            "text": if args.text.is_some() { "given" } else { "generated" },
+            "text": args.accuracy.origin(),
             "reference": measured[0].name,
             "strategies": strategies,
         });
         writeln!(stdout, "{object}")?;
         return Ok(());
     }
-    let origin = if args.text.is_some() { "the given text" } else { "a generated text" };
-    let (threads, isa) = machine;
-    writeln!(stdout, "{}: {threads} threads, {isa}, {n_tokens} tokens of {origin}", source.path().display())?;
+    let ((threads, isa), origin) = (machine, args.accuracy.origin());
+    let name = source.path().display();
+    writeln!(stdout, "{name}: {threads} threads, {isa}, {n_tokens} tokens of a {origin} text")?;
     for strategy in &measured {
         strategy.print(&mut stdout)?;
     }

@@ -9,6 +9,7 @@ use bitnet_inference::quantize::{self, QuantizeOptions, QuantizeReport, Quantize
 use bitnet_inference::source;
 use clap::Args;
 
+use crate::accuracy::AccuracyArgs;
 use crate::convert::{ProgressLine, TernaryType};
 use crate::interrupt;
 use crate::model::{ComputeArgs, LayoutArgs};
@@ -45,15 +46,8 @@ pub(crate) struct QuantizeArgs {
     /// Write the model and measure nothing.
     #[arg(long, conflicts_with_all = ["text", "tokens", "json", "threads", "device", "strategy"])]
     no_report: bool,
-    /// Measure on the text of this file.
-    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
-    text: Option<PathBuf>,
-    /// Measure on a text of so many tokens that the original generates [default: 128].
-    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
-    tokens: Option<usize>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    accuracy: AccuracyArgs,
     #[command(flatten)]
     compute: ComputeArgs,
     #[command(flatten)]

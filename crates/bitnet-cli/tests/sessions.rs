@@ -1,6 +1,10 @@
 //! Sessions, prompts and models that one call keeps for the next.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use bitnet_inference::{Message, Model, SavedSession};
 
 use crate::{call, call_with_stdin, continued, json, quiet_success};
 
@@ -103,6 +107,101 @@ fn a_chat_that_says_nothing_leaves_an_answer_to_go_on() {
     assert!(fs::read(&path).unwrap() == bytes);
 }
 
+/// Whoever kills the program loses what was computed, and nothing of what was said.
+#[test]
+fn a_killed_chat_has_its_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.session");
+    let args = ["chat", "--temperature", "0", "--quiet", "--session", path.to_str().unwrap()];
+    let (first, second) = ("What is your name?\n", "Tell me a story about a cat\n");
+    let whole = call_with_stdin(&["chat", "--temperature", "0"], &[first, second].concat());
+    let mut command = crate::bitnet(&args);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(format!("{first}/stats\n").as_bytes()).unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let answer = lines.next().unwrap();
+    lines.find(|line| line.starts_with("context ")).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = SavedSession::open(&path).unwrap();
+    assert_eq!((kept.tokens().len(), kept.messages().len()), (0, 2));
+    let raw = call(&["run", "--raw", "--prompt", "And", "--load-session", path.to_str().unwrap()]);
+    assert!(raw.status == 1 && raw.stderr.contains("use it without --raw"), "{}", raw.stderr);
+    let rest = call_with_stdin(&args, second);
+    assert_eq!((rest.status, format!("{answer}\n{}", rest.stdout)), (0, whole.stdout));
+    let kept = SavedSession::open(&path).unwrap();
+    assert!(kept.tokens().len() > 40 && kept.messages().len() == 4);
+}
+
+/// Ctrl-C came while a prompt was computed: what is asked next does not come behind a message that nobody answered.
+#[test]
+fn a_message_without_an_answer_makes_room_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.session");
+    let file = path.to_str().unwrap();
+    let model = Model::embedded().unwrap();
+    let unanswered = [Message { role: "user".into(), content: PROMPT[1].into() }];
+    let save = || {
+        let mut session = model.session(Default::default()).unwrap();
+        session.extend(&model.text().unwrap().encode_chat(&unanswered).unwrap()).unwrap();
+        session.save(&path, None, &unanswered).unwrap();
+    };
+    let greedy = ["--temperature", "0"];
+    let whole = quiet_success(&[&["run"], &greedy[..], &PROMPT].concat());
+    save();
+    let again = quiet_success(&[&["run", "--load-session", file], &greedy[..], &PROMPT].concat());
+    assert_eq!(again, whole);
+    save();
+    let again = call_with_stdin(
+        &[&["chat", "--quiet", "--session", file], &greedy[..]].concat(),
+        &format!("{}\n", PROMPT[1]),
+    );
+    assert_eq!(again.stdout, whole);
+    assert_eq!(SavedSession::open(&path).unwrap().messages().len(), 2);
+}
+
+/// A context that is not given has room for what was saved and more, whatever it was before; one that is too small is
+/// refused before anything is lost.
+#[test]
+fn the_context_of_a_session_that_goes_on_follows_from_what_it_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (model, file) = (path("synth.gguf"), path("s.session"));
+    let sizes = ["--dim", "128", "--ffn-dim", "128", "--layers", "1", "--heads", "2", "--vocab", "300"];
+    quiet_success(&[&["synth", "--context", "6000", "--output", &model], &sizes[..]].concat());
+    let (model, kept) = (["--model", &model], ["--session", &file]);
+    let used_and_all = |flags: &[&str]| {
+        let chat = call_with_stdin(&[&["chat", "--quiet"], &model[..], &kept, flags].concat(), "/stats\n");
+        let words: Vec<usize> = chat.stdout.split(' ').filter_map(|word| word.parse().ok()).collect();
+        (words[0], words[1])
+    };
+    // Words are two tokens each: 1024 more than there are, but no less than 4096 and no more than the model was made for.
+    for n_words in [1, 1700, 2750] {
+        let prompt = "a ".repeat(n_words);
+        let run = ["run", "--max-tokens", "2", "--temperature", "0", "--quiet", "--context", "5700"];
+        assert_eq!(
+            call(&[&run[..], &model, &["--prompt", &prompt, "--save-session", &file]].concat()).status,
+            0
+        );
+        let (used, all) = used_and_all(&[]);
+        assert_eq!((all, used / 1000), ((used + 1024).clamp(4096, 6000), n_words / 500));
+        assert_eq!(used_and_all(&["--context", &used.to_string()]), (used, used));
+
+        let bytes = fs::read(&file).unwrap();
+        let small = ["--context", &(used - 1).to_string()];
+        for refused in [
+            call_with_stdin(&[&["chat"], &model[..], &kept, &small].concat(), "Hello\n"),
+            call(&[&["run", "--load-session", &file, "--save-session", &file], &model[..], &small].concat()),
+        ] {
+            assert_eq!((refused.status, refused.stdout.as_str()), (1, ""));
+            let reason =
+                format!("its {used} tokens are more than a context of {} has room for; give", used - 1);
+            assert!(refused.stderr.contains(&reason), "{}", refused.stderr);
+        }
+        assert!(fs::read(&file).unwrap() == bytes);
+    }
+}
+
 #[test]
 fn a_session_is_saved_whatever_else_goes_wrong() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,7 +223,7 @@ fn a_session_is_saved_whatever_else_goes_wrong() {
     // Nobody reads the answer.
     fs::remove_file(&path).unwrap();
     let mut command = crate::bitnet(&[&greedy[..], &PROMPT, &["--save-session", file]].concat());
-    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
     let rest = quiet_success(&["run", "--load-session", file]);

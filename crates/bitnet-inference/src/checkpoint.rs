@@ -25,9 +25,10 @@ use crate::generate::AnswerState;
 use crate::session::Session;
 use crate::{Error, Mismatch, Model, Result};
 
-/// What the metadata call the format, and its version, which changes whenever a file means something else.
+/// What the metadata call the format, and its version, which changes whenever a file means something else. So it does when
+/// models get other fingerprints: the model of version 1 cannot be told from another one.
 const FORMAT: &str = "bitnet-session";
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// The keys of the metadata.
 const FORMAT_KEY: &str = "format";
 const VERSION_KEY: &str = "version";
@@ -143,6 +144,11 @@ impl Session {
         self.save_first(self.tokens().len(), path, &state)
     }
 
+    /// Writes the messages of a conversation alone: whoever goes on with them computes them again.
+    pub fn save_messages(&self, path: &Path, messages: &[Message]) -> Result<()> {
+        self.save_first(0, path, &State { answer: None, messages: messages.to_vec() })
+    }
+
     /// Writes the first `len` tokens.
     fn save_first(&self, len: usize, path: &Path, state: &State) -> Result<()> {
         let state = serde_json::json!(state).to_string();
@@ -200,7 +206,7 @@ impl Session {
             return Err(saved.refused(mismatch));
         }
         if len > self.max_seq_len() {
-            return Err(Error::ContextFull { max_seq_len: self.max_seq_len() });
+            return Err(saved.refused(Mismatch::Context { saved: len, session: self.max_seq_len() }));
         }
         let tokens = &saved.tokens[..len];
         if let Some(&id) = tokens.iter().find(|id| **id as usize >= config.vocab_size) {

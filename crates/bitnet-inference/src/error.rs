@@ -130,6 +130,14 @@ pub enum Mismatch {
         /// In the session.
         session: &'static str,
     },
+    /// The session is shorter than what was saved.
+    #[error("its {saved} tokens are more than a context of {session} has room for; give a larger --context")]
+    Context {
+        /// Tokens in the file.
+        saved: usize,
+        /// Tokens that the session has room for.
+        session: usize,
+    },
     /// The bytes are not those that were written.
     #[error("altered since it was saved: {what}; get the file again, or do without it")]
     Altered {
@@ -188,6 +196,7 @@ mod tests {
             Mismatch::NoSession,
             Mismatch::Version { found: "9".into(), known: "1" },
             Mismatch::KvFormat { saved: "f32", session: "f16" },
+            Mismatch::Context { saved: 2, session: 1 },
             Mismatch::Altered { what: "x".into() },
         ];
         let mismatches =

@@ -1,6 +1,6 @@
 //! Precisions of a model: what its loader is told about each tensor, and what can be measured beforehand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitnet_core::conversion::{ConversionConfig, ConversionEngine, StoredMatrix};
 use bitnet_core::memory::HybridMemoryPool;
@@ -15,7 +15,8 @@ use crate::Result;
 use crate::head::HeadMode;
 use crate::source::{Part, Proj, Role, Source, StoredData};
 
-/// Weights of a matrix that are looked at, at most: rows from all over it.
+/// Weights of a matrix that are looked at, at most: rows from all over it, and the one with the largest magnitude, which
+/// decides whether a format holds them all.
 const SAMPLE_WEIGHTS: usize = 1 << 18;
 
 /// What the tensors of a file are kept in.
@@ -102,6 +103,8 @@ pub struct PrecisionPlan {
     manager: PrecisionManager,
     /// What each layer is by the configuration.
     before: BTreeMap<String, (LayerType, BitNetDType)>,
+    /// The names of layers that are not part of it, without their numbers.
+    left_out: BTreeSet<String>,
     /// Whether the embedding is the head, too.
     is_tied: bool,
 }
@@ -113,7 +116,7 @@ impl PrecisionPlan {
         let manager = PrecisionManager::for_engine(config.clone())?;
         let precisions = Precisions::new(&manager);
         let engine = ConversionEngine::new(ConversionConfig::default(), HybridMemoryPool::new()?)?;
-        let mut is_tied = true;
+        let (mut is_tied, mut left_out) = (true, BTreeSet::new());
         for role in Role::all(source.config().n_layers) {
             let (layer_type, component) = kind(role);
             if component == ComponentType::Norm {
@@ -133,13 +136,20 @@ impl PrecisionPlan {
             let StoredData::Dense(format, bytes) = &stored.data else { continue };
             stored.check_dense_size(*format, bytes.len(), source.path())?;
             let kept = precisions.format(role, rows * cols, *format)?;
-            let Some(dtype) = BitNetDType::of_dense_format(kept) else { continue };
+            let Some(dtype) = BitNetDType::of_dense_format(kept) else {
+                left_out.insert(pattern(&role.gguf_name()));
+                continue;
+            };
             let step = rows.div_ceil((SAMPLE_WEIGHTS / cols).max(1));
-            let sample: Vec<u8> =
-                bytes.chunks_exact(bytes.len() / rows).step_by(step).flatten().copied().collect();
+            let all: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / rows).collect();
+            let mut sample: Vec<&[u8]> = all.iter().step_by(step).copied().collect();
+            if step > 1 {
+                sample.push(largest_row(&all, *format, cols));
+            }
+            let (n_rows, sample) = (sample.len(), sample.concat());
             let matrix = StoredMatrix { bytes: &sample, format: *format, cols };
             let values = engine.convert_matrix(matrix, DenseFormat::F32)?;
-            let values = BitNetTensor::from_handle(values, &[rows.div_ceil(step), cols], BitNetDType::F32)?;
+            let values = BitNetTensor::from_handle(values, &[n_rows, cols], BitNetDType::F32)?;
             let single = BitNetDType::F32;
             let spec = LayerPrecisionSpec::new(role.gguf_name(), layer_type, single, single, dtype)
                 .with_tensor(ComponentType::Weights, values)
@@ -148,7 +158,7 @@ impl PrecisionPlan {
             manager.register_layer(spec)?;
         }
         let before = manager.precisions(ComponentType::Weights);
-        Ok(PrecisionPlan { manager, before, is_tied })
+        Ok(PrecisionPlan { manager, before, left_out, is_tied })
     }
 
     /// What analyses, optimises and adjusts the formats of the matrices.
@@ -157,7 +167,7 @@ impl PrecisionPlan {
     }
 
     /// What has changed since the plan was made, by layer; a name in which `*` stands for the number of the layer where all
-    /// of that name have become the same.
+    /// layers of that name have become the same, and none was left out.
     pub fn changes(&self) -> BTreeMap<String, LayerPrecisionConfig> {
         let now = self.manager.precisions(ComponentType::Weights);
         let mut same: BTreeMap<String, Option<BitNetDType>> = BTreeMap::new();
@@ -174,11 +184,26 @@ impl PrecisionPlan {
                 changes.insert(Role::Head.gguf_name(), LayerPrecisionConfig::new(LayerType::Head, dtype));
             }
             let pattern = pattern(&layer);
-            let name = if same[&pattern].is_some() { pattern } else { layer };
+            let is_common = same[&pattern].is_some() && !self.left_out.contains(&pattern);
+            let name = if is_common { pattern } else { layer };
             changes.insert(name, LayerPrecisionConfig::new(layer_type, dtype));
         }
         changes
     }
+}
+
+/// The first of the rows that have the largest magnitude.
+fn largest_row<'a>(rows: &[&'a [u8]], format: DenseFormat, cols: usize) -> &'a [u8] {
+    let mut values = vec![0.0f32; cols];
+    let (mut largest, mut found) = (f32::NEG_INFINITY, &[][..]);
+    for row in rows {
+        format.dequantize_row(row, &mut values);
+        let magnitude = values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        if magnitude > largest {
+            (largest, found) = (magnitude, row);
+        }
+    }
+    found
 }
 
 /// The name of a layer without its number.

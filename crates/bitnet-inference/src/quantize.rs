@@ -10,9 +10,8 @@ use std::path::Path;
 use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::packing::TernaryFormat;
 
-use crate::config::ModelConfig;
 use crate::convert::{self, ConvertOptions, WriteProgress};
-use crate::source::{HfSource, Part, Role, Source, StoredData, StoredTensor, TextParts};
+use crate::source::{HfSource, Part, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use crate::{Error, Result};
 
 /// What is written.
@@ -120,20 +119,8 @@ fn is_projection(role: &Role) -> bool {
 }
 
 impl Source for Masters<'_> {
-    fn path(&self) -> &Path {
-        self.source.path()
-    }
-
-    fn format_name(&self) -> &'static str {
-        self.source.format_name()
-    }
-
-    fn architecture(&self) -> &str {
-        self.source.architecture()
-    }
-
-    fn config(&self) -> &ModelConfig {
-        self.source.config()
+    fn info(&self) -> &SourceInfo {
+        self.source.info()
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {

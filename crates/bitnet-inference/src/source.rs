@@ -6,7 +6,7 @@ mod gguf;
 mod hf;
 mod parts;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bitnet_core::file::compressed::CompressedFile;
 use bitnet_core::file::{Bytes, Mapping, find_model};
@@ -168,16 +168,39 @@ pub struct TextParts {
     pub generation: GenerationConfig,
 }
 
+/// What a source says of its model as a whole. A source that is another one but for its tensors says what that one does.
+#[derive(Debug, Clone)]
+pub struct SourceInfo {
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// `gguf` or `safetensors`.
+    pub format_name: &'static str,
+    /// The name that the file gives to its architecture.
+    pub architecture: String,
+    /// The configuration.
+    pub config: ModelConfig,
+}
+
 /// A model file or folder.
 pub trait Source: std::fmt::Debug + Send + Sync {
+    /// What is said of the model as a whole.
+    fn info(&self) -> &SourceInfo;
     /// The file, for messages.
-    fn path(&self) -> &Path;
+    fn path(&self) -> &Path {
+        &self.info().path
+    }
     /// `gguf` or `safetensors`.
-    fn format_name(&self) -> &'static str;
+    fn format_name(&self) -> &'static str {
+        self.info().format_name
+    }
     /// The name that the file gives to its architecture.
-    fn architecture(&self) -> &str;
+    fn architecture(&self) -> &str {
+        &self.info().architecture
+    }
     /// The configuration.
-    fn config(&self) -> &ModelConfig;
+    fn config(&self) -> &ModelConfig {
+        &self.info().config
+    }
     /// The tensor of a role; `None` when the file has none.
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>>;
     /// The same without its bytes, in the place of which there may be any, where having them costs work.

@@ -271,7 +271,7 @@ fn what_does_not_fit_is_refused_and_the_session_stays_as_it_is() {
     assert_eq!(mismatch(error), Mismatch::KvFormat { saved: "f16", session: kv.name() });
     let short = model.session(SessionOptions { max_seq_len: Some(19), ..Default::default() }).unwrap();
     let error = stays(short, |session| session.load(&saved).unwrap_err());
-    assert!(matches!(error, Error::ContextFull { max_seq_len: 19 }));
+    assert_eq!(mismatch(error), Mismatch::Context { saved: 20, session: 19 });
 
     let sound = fs::read(&path).unwrap();
     let with = |from: &str, to: &str| {
@@ -282,10 +282,13 @@ fn what_does_not_fit_is_refused_and_the_session_stays_as_it_is() {
         let load = |session: &mut Session| SavedSession::open(&path).and_then(|saved| session.load(&saved));
         mismatch(stays(fresh(), |session| load(session).unwrap_err()))
     };
-    assert_eq!(
-        with("\"version\":\"1\"", "\"version\":\"2\""),
-        Mismatch::Version { found: "2".into(), known: "1" }
-    );
+    // The version before, whose fingerprints meant something else, and one to come.
+    for other in ["1", "3"] {
+        let refused = with("\"version\":\"2\"", &format!("\"version\":\"{other}\""));
+        assert_eq!(refused, Mismatch::Version { found: other.into(), known: "2" });
+        let reason = format!("a session of format version {other}, where this program reads 2; give it to");
+        assert!(refused.to_string().starts_with(&reason), "{refused}");
+    }
     assert_eq!(with("bitnet-session", "bitnet-nothing"), Mismatch::NoSession);
     assert!(matches!(with("\\\"prompt_len\\\":9", "\\\"prompt_len\\\":8"), Mismatch::Altered { .. }));
     assert!(matches!(with("\\\"seed\\\":7", "\\\"seed\\\":8"), Mismatch::Altered { .. }));
@@ -357,6 +360,19 @@ fn infinities_and_nans_are_refused() {
     let saved = SavedSession::open(&damaged).unwrap();
     let error = stays(model.session(SessionOptions::default()).unwrap(), |s| s.load(&saved).unwrap_err());
     assert!(error.to_string().contains("`v` has an infinity or NaN"), "{error}");
+}
+
+#[test]
+fn messages_are_saved_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, path) = small(folder.path());
+    let mut session = model.session(SessionOptions::default()).unwrap();
+    session.extend(&[1, 2, 3]).unwrap();
+    let messages = [Message { role: "user".into(), content: "é".into() }];
+    session.save_messages(&path, &messages).unwrap();
+    let saved = SavedSession::open(&path).unwrap();
+    assert_eq!((saved.messages(), saved.tokens(), saved.answer()), (&messages[..], &[][..], None));
+    assert_eq!(session.tokens(), [1, 2, 3]);
 }
 
 #[test]
@@ -487,6 +503,10 @@ fn a_fingerprint_is_of_the_numbers_and_not_of_their_form() {
     let want = print(1, i2_s, Layout::TwoBit);
     assert_eq!(print(1, i2_s, Layout::Tiles), want);
     assert_ne!(print(2, i2_s, Layout::TwoBit), want);
+    // The same weights, which round what they are multiplied by to bytes in one format, and do not in the other.
+    let [rounding, exact] =
+        [TernaryFormat::Tq2_0, TernaryFormat::Q2_0].map(|format| print(1, format, Layout::TwoBit));
+    assert_ne!(rounding, exact);
     assert_ne!(Model::embedded().unwrap().fingerprint(), want);
 }
 
@@ -501,6 +521,9 @@ fn hostile_files_are_refused() {
         let loaded = SavedSession::open(&path).and_then(|saved| session.load(&saved));
         let error = loaded.expect_err(&path.to_string_lossy());
         assert!(error.to_string().contains("; "), "no advice in: {error}");
+        // Each has a fault of its own, and is not refused for its age.
+        let of_version = matches!(&error, Error::SavedSession { mismatch: Mismatch::Version { .. }, .. });
+        assert_eq!(of_version, path.to_string_lossy().ends_with("_version.session"), "{error}");
         n += 1;
     }
     assert!(n > 20, "{n} files");

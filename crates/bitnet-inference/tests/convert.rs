@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use bitnet_core::file::Mapping;
 use bitnet_core::file::gguf::Gguf;
 use bitnet_core::tokenizer::Message;
-use bitnet_inference::config::{ModelConfig, RopeScaling};
+use bitnet_inference::config::RopeScaling;
 use bitnet_inference::convert::{self, ConvertOptions, ConvertReport};
-use bitnet_inference::source::{self, Part, Proj, Role, Source, StoredData, StoredTensor, TextParts};
+use bitnet_inference::source::{
+    self, Part, Proj, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts,
+};
 use bitnet_inference::{Model, ModelOptions, SessionOptions, embedded_source, synth};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::kernels::Activation;
@@ -321,11 +323,12 @@ fn what_gguf_cannot_say_is_refused_by_name() {
         };
     });
     assert!(message.contains("`blk.1.ffn_up.weight`") && message.contains("not quantised"), "{message}");
-    let message = refused("8b", |source| source.config.activation = Activation::Relu2);
+    let message = refused("8b", |source| source.info.config.activation = Activation::Relu2);
     assert!(message.contains("relu2") && message.contains("llama"), "{message}");
-    let message = refused("2b-4t", |source| source.config.rope_scaling = RopeScaling::Factors(vec![2.0; 32]));
+    let message =
+        refused("2b-4t", |source| source.info.config.rope_scaling = RopeScaling::Factors(vec![2.0; 32]));
     assert!(message.contains("rotary frequencies") && message.contains("bitnet-b1.58"), "{message}");
-    let message = refused("8b", |source| source.config.rope_theta = 0.1 + 10_000.0);
+    let message = refused("8b", |source| source.info.config.rope_theta = 0.1 + 10_000.0);
     assert!(message.contains("rope_theta"), "{message}");
 }
 
@@ -336,9 +339,9 @@ fn stretched_frequencies_come_back() {
     synth::write(&path, &tiny("8b", I2_S), &mut |_| ()).unwrap();
     let mut source = Changed::new(open(&path));
     for scaling in [RopeScaling::Linear { factor: 4.0 }, RopeScaling::Factors(vec![1.5; 32])] {
-        source.config.rope_scaling = scaling;
+        source.info.config.rope_scaling = scaling;
         let (path, _) = output.convert(&source, &to(I2_S)).unwrap();
-        assert_eq!(*open(&path).config(), source.config);
+        assert_eq!(*open(&path).config(), source.info.config);
         assert_same_logits(&source, &path);
     }
 }
@@ -347,31 +350,19 @@ fn stretched_frequencies_come_back() {
 #[derive(Debug)]
 struct Changed {
     inner: Box<dyn Source>,
-    config: ModelConfig,
+    info: SourceInfo,
     tensor: fn(StoredTensor) -> Option<StoredTensor>,
 }
 
 impl Changed {
     fn new(inner: Box<dyn Source>) -> Self {
-        Changed { config: inner.config().clone(), inner, tensor: Some }
+        Changed { info: inner.info().clone(), inner, tensor: Some }
     }
 }
 
 impl Source for Changed {
-    fn path(&self) -> &Path {
-        self.inner.path()
-    }
-
-    fn format_name(&self) -> &'static str {
-        self.inner.format_name()
-    }
-
-    fn architecture(&self) -> &str {
-        self.inner.architecture()
-    }
-
-    fn config(&self) -> &ModelConfig {
-        &self.config
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn tensor(&self, role: Role) -> bitnet_inference::Result<Option<StoredTensor>> {

@@ -1,12 +1,13 @@
 //! Precisions: for every component and format, what is stored and what is computed.
 
 use bitnet_core::BitNetDType;
-use bitnet_core::file::CacheDir;
+use bitnet_core::file::{Bytes, CacheDir, Mapping};
 use bitnet_core::mixed_precision::{
     ComponentType, LayerPrecisionConfig, LayerType, MixedPrecisionConfig, OptimizationObjective,
+    PolicyAction, PolicyContext, PolicyEngine, PolicyRule, PrecisionPolicy,
 };
 use bitnet_inference::config::Architecture;
-use bitnet_inference::source::Role;
+use bitnet_inference::source::{Part, Proj, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use bitnet_inference::{
     HeadMode, HeadOptions, Model, ModelBytes, ModelOptions, PrecisionPlan, Preparation, Session,
     SessionOptions,
@@ -282,6 +283,94 @@ fn a_plan_finds_formats_for_the_matrices_of_a_file() {
     assert_eq!(bytes.dense + bytes.embedding, plan.manager().analyze_configuration().unwrap().bytes);
     assert_eq!(bytes.head, 0, "the embedding is the head still");
     assert!(model.notices().is_empty(), "{:?}", model.notices());
+}
+
+/// The configuration that a plan's changes are, as its user writes them.
+fn changed(plan: &PrecisionPlan) -> MixedPrecisionConfig {
+    let base = MixedPrecisionConfig::default().only_narrowing(true);
+    plan.changes().into_iter().fold(base, |all, (name, one)| all.with_layer_config(name, one))
+}
+
+/// A weight beyond half precision, in a row that no sample of every second row has, does not end the search for formats.
+#[test]
+fn a_plan_rises_past_formats_that_cannot_hold_a_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe { tied: true, vocab_size: 3000, ..recipe(DenseFormat::BF16, DenseFormat::BF16) };
+    let mut model = RandomModel::new(recipe);
+    let (row, cols) = (1501, 128);
+    model.tensor(Role::Embedding).values[row * cols + 5] = 70_144.0;
+    let path = model.write_gguf(folder.path());
+    let source = bitnet_inference::source::open(&path, I2sLayout::default()).unwrap();
+    let plan = PrecisionPlan::new(&*source, &MixedPrecisionConfig::default()).unwrap();
+    let manager = plan.manager();
+    manager.apply(&manager.optimize_precision(OptimizationObjective::Memory).unwrap());
+    let rule = PolicyRule::new("up".into(), PolicyAction::RaisePrecision);
+    let mut policies = PolicyEngine::new();
+    policies.add_policy(PrecisionPolicy::new("up".into(), String::new(), String::new()).add_rule(rule));
+    let nothing = PolicyContext::new("", LayerType::Linear, ComponentType::Weights, 0);
+    let mut of_embedding = Vec::new();
+    loop {
+        let changes = manager.adjust(&policies, &nothing).unwrap();
+        manager.analyze_configuration().unwrap();
+        let options = ModelOptions { precision: changed(&plan), ..Default::default() };
+        Model::from_source(&*source, &options, &mut |_| ()).unwrap();
+        if changes.is_empty() {
+            break;
+        }
+        of_embedding.extend(changes.into_iter().filter(|change| change.layer == "token_embd"));
+    }
+    let steps: Vec<_> = of_embedding.iter().map(|change| change.to).collect();
+    assert_eq!(steps, [BitNetDType::I8, BitNetDType::BF16], "and no further, because that is exact");
+    assert_eq!(of_embedding[1].reason, "up; f16 cannot hold its values");
+}
+
+/// A model with a tensor in a format that can only be read.
+#[derive(Debug)]
+struct ReadOnly(Box<dyn Source>);
+
+impl Source for ReadOnly {
+    fn info(&self) -> &SourceInfo {
+        self.0.info()
+    }
+
+    fn tensor(&self, role: Role) -> bitnet_inference::Result<Option<StoredTensor>> {
+        let mut tensor = self.0.tensor(role)?;
+        if let Some(tensor) = tensor.as_mut().filter(|_| role == Role::Layer(1, Part::Proj(Proj::Up))) {
+            let n = tensor.rows * DenseFormat::Q6K.row_bytes(tensor.cols).unwrap();
+            let bytes = Bytes::new(&Mapping::memory("q6_k", vec![0; n]), 0..n).unwrap();
+            tensor.data = StoredData::Dense(DenseFormat::Q6K, bytes);
+        }
+        Ok(tensor)
+    }
+
+    fn unused_tensors(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn text(&self) -> bitnet_inference::Result<Option<TextParts>> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_plan_names_no_layer_that_it_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let dense = vec![StoredAs::Dense(DenseFormat::F16)];
+    let recipe = Recipe { dim: 256, projections: dense, ..recipe(DenseFormat::F16, DenseFormat::F16) };
+    let path = RandomModel::new(recipe).write_gguf(folder.path());
+    let source = ReadOnly(bitnet_inference::source::open(&path, I2sLayout::default()).unwrap());
+    let plan = PrecisionPlan::new(&source, &MixedPrecisionConfig::default()).unwrap();
+    let manager = plan.manager();
+    manager.apply(&manager.optimize_precision(OptimizationObjective::Memory).unwrap());
+    let names: Vec<String> = plan.changes().into_keys().collect();
+    assert!(
+        names.iter().any(|name| name == "blk.*.ffn_gate") && names.iter().any(|name| name == "blk.0.ffn_up")
+    );
+    let options = ModelOptions { precision: changed(&plan), ..Default::default() };
+    let bytes = Model::from_source(&source, &options, &mut |_| ()).unwrap().weight_bytes();
+    let left_out = 256 * DenseFormat::Q6K.row_bytes(256).unwrap();
+    let planned = manager.analyze_configuration().unwrap().bytes;
+    assert_eq!(bytes.dense + bytes.embedding + bytes.head, planned + left_out);
 }
 
 #[test]

@@ -26,7 +26,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::ternary_packing::{
-    MAX_WEIGHTS_PER_BYTE, PackedTernaryView, SimdUnpacker, TernaryPackerFactory, TernaryPackingConfig,
+    self, MAX_WEIGHTS_PER_BYTE, PackedTernaryView, SimdUnpacker, TernaryPacker, TernaryPackerFactory,
+    TernaryPackingConfig,
 };
 
 /// Decoded bytes of a chunk: large enough that its tables cost nothing, and small enough for a second-level cache.
@@ -78,26 +79,41 @@ impl Elements {
 /// The code of one chunk of at most [`CHUNK_BYTES`], whole elements but perhaps at its end.
 pub fn encode_chunk(chunk: &[u8], elements: Elements) -> Vec<u8> {
     let mut out = Vec::with_capacity(chunk.len() + 64);
-    let n = chunk.len() / elements.size();
-    let (whole, rest) = chunk.split_at(n * elements.size());
-    for plane in planes(whole, elements) {
-        let code = huffman::encode(&plane).filter(|code| code.len() < plane.len()).map(|code| (CODED, code));
-        let shortest = code.as_ref().map_or(plane.len(), |(_, code)| code.len());
-        let packed = if elements == Elements::Bytes { pack(&plane, shortest) } else { None };
-        match packed.map(|packed| (PACKED, packed)).or(code) {
-            Some((tag, code)) => {
-                out.push(tag);
-                out.extend((code.len() as u32).to_le_bytes());
-                out.extend(code);
-            }
-            None => {
+    let (planes, rest) = planes(chunk, elements);
+    for plane in planes {
+        let (form, len) = Form::shortest(&plane, elements);
+        let mut begin = |tag| {
+            out.push(tag);
+            out.extend((len as u32).to_le_bytes());
+        };
+        match form {
+            Form::Raw => {
                 out.push(RAW);
                 out.extend(plane);
+            }
+            Form::Coded(code) => {
+                begin(CODED);
+                code.encode(&plane, &mut out);
+            }
+            Form::Packed(packer, weights) => {
+                begin(PACKED);
+                let packed = packer.pack(&weights, &TernaryPackingConfig::default());
+                out.extend(packed.expect("made of ternary weights").into_bytes());
             }
         }
     }
     out.extend(rest);
     out
+}
+
+/// How many bytes [`encode_chunk`] gives, without coding any.
+pub fn coded_len(chunk: &[u8], elements: Elements) -> usize {
+    let (planes, rest) = planes(chunk, elements);
+    let of_plane = |plane: &Vec<u8>| match Form::shortest(plane, elements) {
+        (Form::Raw, len) => 1 + len,
+        (Form::Coded(_) | Form::Packed(..), len) => 1 + size_of::<u32>() + len,
+    };
+    planes.iter().map(of_plane).sum::<usize>() + rest.len()
 }
 
 /// Undoes [`encode_chunk`]; `out` is as long as the chunk was. `scratch` is anything, and used again by the next call.
@@ -136,8 +152,8 @@ pub fn decode_chunk(
     tail.then(|| rest.copy_from_slice(code)).ok_or(CodeError("a chunk is longer or shorter than its planes"))
 }
 
-/// The rotated elements, all lowest bytes first.
-fn planes(bytes: &[u8], elements: Elements) -> Vec<Vec<u8>> {
+/// The rotated elements, all lowest bytes first, and the bytes that are no whole element.
+fn planes(bytes: &[u8], elements: Elements) -> (Vec<Vec<u8>>, &[u8]) {
     let rotated = |i: usize| -> u32 {
         match elements {
             Elements::Bytes => u32::from(bytes[i]),
@@ -151,7 +167,8 @@ fn planes(bytes: &[u8], elements: Elements) -> Vec<Vec<u8>> {
         }
     };
     let n = bytes.len() / elements.size();
-    (0..elements.size()).map(|p| (0..n).map(|i| (rotated(i) >> (8 * p)) as u8).collect()).collect()
+    let planes = (0..elements.size()).map(|p| (0..n).map(|i| (rotated(i) >> (8 * p)) as u8).collect());
+    (planes.collect(), &bytes[n * elements.size()..])
 }
 
 /// Undoes [`planes`].
@@ -172,22 +189,48 @@ fn join(planes: [&[u8]; 4], elements: Elements, out: &mut [u8]) {
     }
 }
 
-/// Bytes of four codes 0 to 2, two bits each, as packed weights, if that is possible in fewer bytes than `shortest`.
-fn pack(plane: &[u8], shortest: usize) -> Option<Vec<u8>> {
-    let weight = |byte: u8, shift: u32| (byte >> shift & 3) as i8 - 1;
-    let is_ternary = plane.iter().all(|&byte| byte & byte >> 1 & 0x55 == 0);
-    if !is_ternary {
-        return None;
-    }
-    let weights: Vec<i8> =
-        plane.iter().flat_map(|byte| [6, 4, 2, 0].map(|shift| weight(*byte, shift))).collect();
-    let config = TernaryPackingConfig::default();
-    let strategy = TernaryPackerFactory::auto_select_strategy(&weights, &config);
-    let packed = TernaryPackerFactory::create_packer(strategy).pack(&weights, &config).ok()?;
-    Some(packed.into_bytes()).filter(|packed| packed.len() < shortest)
+/// How a plane is kept.
+enum Form {
+    Raw,
+    Coded(Box<huffman::Code>),
+    Packed(&'static dyn TernaryPacker, Vec<i8>),
 }
 
-/// Undoes [`pack`].
+impl Form {
+    /// The shortest form, and its bytes. All are known without coding anything.
+    fn shortest(plane: &[u8], elements: Elements) -> (Self, usize) {
+        let mut shortest = (Form::Raw, plane.len());
+        if let Some(code) = huffman::Code::of(plane) {
+            let len = code.size_bytes();
+            if len < shortest.1 {
+                shortest = (Form::Coded(Box::new(code)), len);
+            }
+        }
+        if let Some(weights) = ternary_weights(plane).filter(|_| elements == Elements::Bytes) {
+            let (packer, payload_bytes) =
+                TernaryPackerFactory::smallest(&weights, &TernaryPackingConfig::default());
+            let len = ternary_packing::HEADER_BYTES + payload_bytes;
+            if len < shortest.1 {
+                shortest = (Form::Packed(packer, weights), len);
+            }
+        }
+        shortest
+    }
+}
+
+/// Bytes of four codes 0 to 2, two bits each, as weights; `None` where they are something else.
+fn ternary_weights(plane: &[u8]) -> Option<Vec<i8>> {
+    if !plane.iter().all(|&byte| byte & byte >> 1 & 0x55 == 0) {
+        return None;
+    }
+    let mut weights = vec![0; WEIGHTS * plane.len()];
+    for (weights, byte) in weights.as_chunks_mut::<WEIGHTS>().0.iter_mut().zip(plane) {
+        *weights = [6, 4, 2, 0].map(|shift| (byte >> shift & 3) as i8 - 1);
+    }
+    Some(weights)
+}
+
+/// Undoes what [`ternary_weights`] and a packer did.
 fn unpack(packed: &[u8], plane: &mut [u8], scratch: &mut Vec<u8>) -> Result<(), CodeError> {
     let damaged = CodeError("packed weights are damaged");
     let packed = PackedTernaryView::parse(packed).map_err(|_| damaged)?;
@@ -333,7 +376,7 @@ impl<'a> CodedTensor<'a> {
 pub fn entropy_bits(bytes: &[u8], elements: Elements) -> f64 {
     let mut bits = 0.0;
     for chunk in bytes.chunks(CHUNK_BYTES) {
-        for plane in planes(&chunk[..chunk.len() / elements.size() * elements.size()], elements) {
+        for plane in planes(chunk, elements).0 {
             let mut counts = [0u32; 256];
             plane.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
             let log2 = |x: f64| crate::float::ln64(x) / std::f64::consts::LN_2;
@@ -376,6 +419,7 @@ mod tests {
             for elements in Elements::ALL {
                 let bytes = bytes(seed, len, values);
                 prop_assert_eq!(&decoded(&encode(&bytes, elements)).unwrap(), &bytes);
+                prop_assert_eq!(coded_len(&bytes, elements), encode_chunk(&bytes, elements).len());
                 let few = &bytes[..len % 5];
                 prop_assert_eq!(&decoded(&encode(few, elements)).unwrap(), few);
             }
@@ -501,6 +545,7 @@ mod tests {
         ] {
             let bytes = weights(CHUNK_BYTES, zeros, run);
             let code = encode_chunk(&bytes, Elements::Bytes);
+            assert_eq!(coded_len(&bytes, Elements::Bytes), code.len());
             let share = code.len() as f64 / bytes.len() as f64;
             assert!(
                 code[0] == tag && share < most,

@@ -175,7 +175,9 @@ pub trait TernaryPacker: fmt::Debug + Sync {
     fn pack_payload(&self, weights: &[i8], config: &TernaryPackingConfig, out: &mut Vec<u8>);
 
     /// The most weights that so many bytes can hold.
-    fn max_weights(&self, payload_bytes: usize) -> usize;
+    fn max_weights(&self, payload_bytes: usize) -> usize {
+        payload_bytes.saturating_mul(MAX_WEIGHTS_PER_BYTE)
+    }
 
     /// Fills `out` with the weights that the whole of `payload` holds; an error where it holds more or fewer.
     fn unpack_payload(
@@ -204,10 +206,11 @@ pub trait TernaryPacker: fmt::Debug + Sync {
         Ok(PackedTernaryWeights::new(self.strategy(), weights.len(), bytes))
     }
 
-    /// Whether the weights are ternary and this packing makes them no larger than two bits a weight would.
+    /// Whether the weights are ternary and this packing makes them no larger than two bits a weight would, in whole blocks
+    /// of 64: how many weights the last block has is no matter of what they are.
     fn is_suitable(&self, weights: &[i8], config: &TernaryPackingConfig) -> bool {
         check_input(weights, config).is_ok()
-            && self.payload_bytes(weights, config) <= weights.len().div_ceil(4)
+            && self.payload_bytes(weights, config) <= byte_aligned::size_bytes(weights.len())
     }
 }
 
@@ -242,18 +245,27 @@ impl TernaryPackerFactory {
     /// The strategy that takes the fewest bytes for these weights, by the size that each would have. Weights that are
     /// not ternary get an answer, too; packing refuses them.
     pub fn auto_select_strategy(weights: &[i8], config: &TernaryPackingConfig) -> TernaryPackingStrategy {
-        smallest(&Self::CANDIDATES, weights, config).strategy()
+        Self::smallest(weights, config).0.strategy()
+    }
+
+    /// The packer of that strategy, and the bytes of its payload.
+    pub(crate) fn smallest(
+        weights: &[i8],
+        config: &TernaryPackingConfig,
+    ) -> (&'static dyn TernaryPacker, usize) {
+        smallest(&Self::CANDIDATES, weights, config)
     }
 }
 
-/// The candidate that takes the fewest bytes, and of equal ones the first.
+/// The candidate that takes the fewest bytes, and of equal ones the first, with these bytes.
 fn smallest(
     candidates: &[TernaryPackingStrategy],
     weights: &[i8],
     config: &TernaryPackingConfig,
-) -> &'static dyn TernaryPacker {
+) -> (&'static dyn TernaryPacker, usize) {
     let packers = candidates.iter().map(|strategy| TernaryPackerFactory::create_packer(*strategy));
-    packers.min_by_key(|packer| packer.payload_bytes(weights, config)).unwrap_or(&uncompressed::Uncompressed)
+    let sizes = packers.map(|packer| (packer, packer.payload_bytes(weights, config)));
+    sizes.min_by_key(|(_, bytes)| *bytes).unwrap_or((&uncompressed::Uncompressed, weights.len()))
 }
 
 /// Packed weights that own their bytes.

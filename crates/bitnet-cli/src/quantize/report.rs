@@ -13,7 +13,7 @@ use bitnet_quant::quantize::metrics::ErrorMetrics;
 use serde_json::{Value, json};
 
 use super::QuantizeArgs;
-use crate::accuracy::{self, Accuracy, Reference};
+use crate::accuracy::{Accuracy, Reference};
 use crate::convert::ProgressLine;
 use crate::model::load;
 
@@ -54,7 +54,7 @@ pub(super) fn print(
     let report = measure(args, options, original, trained_ternary)
         .with_context(|| format!("{} is written, but cannot be measured", args.output.display()))?;
     let mut stdout = io::stdout().lock();
-    if args.json {
+    if args.accuracy.json {
         let names = (original.path().display().to_string(), args.output.display().to_string());
         writeln!(stdout, "{}", report.to_json(names, args))?;
     } else {
@@ -82,7 +82,7 @@ fn measure(
     drop(line);
 
     let before = load(original, options)?;
-    let ids = accuracy::text(&before, args.text.as_deref(), args.tokens)?;
+    let ids = args.accuracy.ids(&before)?;
     let few = Reference::new(&before, ids[..ids.len().min(SENSITIVITY_TOKENS)].to_vec())?;
     let reference = Reference::new(&before, ids)?;
     drop(before);
@@ -206,7 +206,7 @@ impl Report {
             "cosine": all.error.cosine(),
             "sqnr_db_of_other_formats": others,
             "tokens": self.n_tokens,
-            "text": if args.text.is_some() { "given" } else { "generated" },
+            "text": args.accuracy.origin(),
             "kl_divergence": self.after.divergence,
             "kl_divergence_max": self.after.largest_divergence,
             "same_choice": self.after.same_choice,

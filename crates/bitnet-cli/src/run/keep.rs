@@ -8,6 +8,7 @@ use bitnet_inference::{AnswerState, Message, PrefixCache, SavedSession, Session}
 use clap::Args;
 
 use super::{RunArgs, conversation};
+use crate::generation::ask;
 
 /// Where sessions and prompts are kept.
 #[derive(Debug, Args)]
@@ -74,6 +75,13 @@ impl KeepArgs {
                     bail!("the answer of the saved session had ended; give a --prompt for another one");
                 }
             }
+            (Some(saved), Some(_))
+                if args.raw && saved.tokens().is_empty() && !saved.messages().is_empty() =>
+            {
+                bail!(
+                    "the saved session is of a chat that was killed, and has no text yet; use it without --raw"
+                );
+            }
             (Some(saved), Some(prompt)) if args.raw => {
                 let pending = saved.answer().map_or(&[][..], |answer| &answer.pending);
                 begun.ids = [saved.tokens(), pending, &text.tokenizer.encode(&prompt, false)?].concat();
@@ -89,7 +97,7 @@ impl KeepArgs {
                 );
             }
             (Some(_), Some(prompt)) => {
-                begun.messages.push(Message { role: "user".into(), content: prompt });
+                ask(&mut begun.messages, prompt);
                 begun.ids = text.encode_chat(&begun.messages)?;
             }
             (None, prompt) if args.raw => begun.ids = text.encode(&prompt.unwrap_or_default())?,

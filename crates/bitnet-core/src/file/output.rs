@@ -10,11 +10,13 @@ use crate::{Error, Result};
 
 /// Large enough that the system call costs nothing beside the bytes.
 const BUFFER_BYTES: usize = 1 << 20;
+/// How the names end under which files and folders are written.
+const SUFFIX: &str = ".partial";
 
 /// A file that appears at its path when [`publish`](Self::publish) is called, and is removed otherwise.
 pub(super) struct OutputFile {
     path: PathBuf,
-    temporary: PathBuf,
+    hidden: Hidden,
     writer: BufWriter<File>,
 }
 
@@ -27,14 +29,14 @@ impl OutputFile {
             Ok(_) => return Err(Error::NotAFile { path: path.to_owned() }),
             Err(_) => path.to_owned(),
         };
-        let (temporary, file) = create_hidden(path, |temporary| File::create_new(temporary))?;
+        let (hidden, file) = Hidden::create(path, |temporary| File::create_new(temporary))?;
         let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(OutputFile { path: path.to_owned(), temporary, writer })
+        Ok(OutputFile { path: path.to_owned(), hidden, writer })
     }
 
     /// Appends bytes.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))
+        self.writer.write_all(bytes).map_err(|e| Error::io(&self.hidden.path, e))
     }
 
     /// Appends a tensor of `size` bytes, which `data` writes.
@@ -61,15 +63,9 @@ impl OutputFile {
     /// The same if `check` has nothing against the finished file, which it is given the temporary path of.
     pub(super) fn publish_checked(mut self, check: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let on_disk = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
-        on_disk.map_err(|e| Error::io(&self.temporary, e))?;
-        check(&self.temporary)?;
-        fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))
-    }
-}
-
-impl Drop for OutputFile {
-    fn drop(&mut self) {
-        remove_hidden(&self.temporary);
+        on_disk.map_err(|e| Error::io(&self.hidden.path, e))?;
+        check(&self.hidden.path)?;
+        fs::rename(&self.hidden.path, &self.path).map_err(|e| Error::io(&self.path, e))
     }
 }
 
@@ -84,59 +80,100 @@ pub fn check_writable(path: &Path) -> Result<()> {
 #[derive(Debug)]
 pub struct OutputFolder {
     path: PathBuf,
-    temporary: PathBuf,
+    hidden: Hidden,
 }
 
 impl OutputFolder {
     /// Begins a folder that will be at `path`, where there is nothing or an empty folder by then.
     pub fn create(path: &Path) -> Result<Self> {
-        let (temporary, ()) = create_hidden(path, |temporary| fs::create_dir(temporary))?;
-        Ok(OutputFolder { path: path.to_owned(), temporary })
+        let (hidden, ()) = Hidden::create(path, |temporary| fs::create_dir(temporary))?;
+        Ok(OutputFolder { path: path.to_owned(), hidden })
     }
 
     /// Where a file of this name is written.
     pub fn join(&self, name: &str) -> PathBuf {
-        self.temporary.join(name)
+        self.hidden.path.join(name)
     }
 
     /// Gives the folder its name.
     pub fn publish(self) -> Result<()> {
         // Not every system renames a folder over an empty one. Where there is something else, renaming says so.
         let _ = fs::remove_dir(&self.path);
-        fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))
+        fs::rename(&self.hidden.path, &self.path).map_err(|e| Error::io(&self.path, e))
     }
 }
 
-impl Drop for OutputFolder {
-    fn drop(&mut self) {
-        remove_hidden(&self.temporary);
-    }
+/// A file or folder under a name beside its own, until it is dropped. It is locked as long: what a program leaves that is
+/// killed meanwhile has no lock, and the next one that writes there removes it.
+#[derive(Debug)]
+struct Hidden {
+    path: PathBuf,
+    _lock: Option<File>,
 }
 
-/// Makes what will be at `path` under a name beside it that nothing has, and that is removed when the program is ended.
-fn create_hidden<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(PathBuf, T)> {
-    let name = path.file_name().ok_or_else(|| Error::io(path, io::ErrorKind::InvalidFilename.into()))?;
-    for attempt in 0u64.. {
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}-{attempt}.partial", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        match make(&temporary) {
-            Ok(made) => {
-                lock_unfinished().push(temporary.clone());
-                return Ok((temporary, made));
+impl Hidden {
+    /// Makes what will be at `path` under a name that nothing has.
+    fn create<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(Self, T)> {
+        let name = path.file_name().ok_or_else(|| Error::io(path, io::ErrorKind::InvalidFilename.into()))?;
+        remove_abandoned(path);
+        for attempt in 0u64.. {
+            let mut hidden = std::ffi::OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}-{attempt}{SUFFIX}", std::process::id()));
+            let temporary = path.with_file_name(hidden);
+            match make(&temporary) {
+                Ok(made) => {
+                    let lock = lock(&temporary, File::lock);
+                    // Somebody may have taken it for abandoned before it was locked.
+                    if temporary.exists() {
+                        lock_unfinished().push(temporary.clone());
+                        return Ok((Hidden { path: temporary, _lock: lock }, made));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(path, e)),
             }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io(path, e)),
+        }
+        unreachable!("a folder has fewer than 2^64 files")
+    }
+}
+
+impl Drop for Hidden {
+    /// After publication there is nothing under this name, and a failure to tidy up must not hide the error that led here.
+    fn drop(&mut self) {
+        remove(&self.path);
+        lock_unfinished().retain(|path| *path != self.path);
+    }
+}
+
+/// The lock of a file or folder; `None` where `how` does not get it, or where locks would keep its owner from writing, which
+/// they do on Windows.
+fn lock<E>(path: &Path, how: impl Fn(&File) -> std::result::Result<(), E>) -> Option<File> {
+    let file = cfg!(unix).then(|| File::open(path).ok()).flatten()?;
+    how(&file).is_ok().then_some(file)
+}
+
+/// Removes what was begun to be written to `path`, and that nobody goes on writing. A folder that cannot be read has nothing
+/// to tidy up.
+fn remove_abandoned(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let is_hidden = |hidden: &str| {
+        let inner = hidden.strip_prefix('.').and_then(|rest| rest.strip_prefix(name)?.strip_prefix('.'));
+        let numbers = inner.and_then(|rest| rest.strip_suffix(SUFFIX)?.split_once('-'));
+        numbers.is_some_and(|(process, attempt)| is_number(process) && is_number(attempt))
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        // Opening anything else may wait for somebody, or follow a link.
+        let is_ours = entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_dir());
+        if is_ours
+            && entry.file_name().to_str().is_some_and(is_hidden)
+            && let Some(_lock) = lock(&entry.path(), File::try_lock)
+        {
+            remove(&entry.path());
         }
     }
-    unreachable!("a folder has fewer than 2^64 files")
-}
-
-/// After publication there is nothing under this name, and a failure to tidy up must not hide the error that led here.
-fn remove_hidden(temporary: &Path) {
-    remove(temporary);
-    lock_unfinished().retain(|path| path != temporary);
 }
 
 fn remove(path: &Path) {
@@ -175,5 +212,43 @@ impl TensorSink<'_> {
             Error::bad_tensor(&self.file.path, self.name, "has more bytes than its shape and type say")
         })?;
         self.file.write(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    #[cfg_attr(
+        not(unix),
+        ignore = "locks keep nobody from anything where they would keep everybody from writing"
+    )]
+    fn what_a_killed_program_left_goes_with_the_next_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut written = OutputFile::create(&at("s")).unwrap();
+        written.write(b"one").unwrap();
+        let in_use = names(folder.path()).remove(0);
+        let others = [".s.1-x.partial", ".s.partial", ".s.t.1-0.partial", ".st.1-0.partial", "s.1-0.partial"];
+        for name in [".s.1-0.partial", ".s.77-3.partial"].iter().chain(&others) {
+            fs::write(at(name), "").unwrap();
+        }
+        fs::create_dir(at(".s.2-0.partial")).unwrap();
+        fs::write(at(".s.2-0.partial/model.safetensors"), "").unwrap();
+
+        check_writable(&at("s")).unwrap();
+        let mut left = [&[in_use.as_str()], &others[..]].concat();
+        left.sort();
+        assert_eq!(names(folder.path()), left, "what others have, or is being written, stays");
+        written.publish().unwrap();
+        assert_eq!(fs::read(at("s")).unwrap(), b"one");
     }
 }

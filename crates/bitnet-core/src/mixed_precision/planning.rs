@@ -35,7 +35,8 @@ pub struct LayerPrecisionSpec {
 }
 
 impl LayerPrecisionSpec {
-    /// A layer with formats for what goes in, what comes out, and its weights.
+    /// A layer with formats for what goes in, what comes out, and its weights. Its activations, which are both, are kept in
+    /// the wider of the two, unless the component or the configuration says otherwise.
     pub fn new(
         name: String,
         layer_type: LayerType,
@@ -316,7 +317,7 @@ impl PrecisionManager {
                 {
                     continue;
                 }
-                let mut costs = Vec::new();
+                let (mut costs, mut unfit) = (Vec::new(), Vec::new());
                 for precision in component.formats() {
                     let Some(format) = precision.dense_format() else { continue };
                     // A matrix has whole blocks.
@@ -324,7 +325,10 @@ impl PrecisionManager {
                         continue;
                     }
                     let kept = match converter.keep(tensor, format) {
-                        Err(Error::Unrepresentable { .. }) => continue,
+                        Err(Error::Unrepresentable { .. }) => {
+                            unfit.push(*precision);
+                            continue;
+                        }
                         kept => kept?,
                     };
                     let bytes = spec.bytes_of(*component, *precision) as f64;
@@ -346,9 +350,10 @@ impl PrecisionManager {
                 if let Some((to, [bytes, seconds, error])) = best {
                     let (layer, component) = (spec.name.clone(), *component);
                     let reason = format!(
-                        "{bytes} bytes, {:.3} µs a product, {:.3} % error",
+                        "{bytes} bytes, {:.3} µs a product, {:.3} % error{}",
                         1e6 * seconds,
-                        100.0 * error
+                        100.0 * error,
+                        note_on(&unfit)
                     );
                     changes.push(PrecisionChange { layer, component, from, to: *to, reason });
                 }
@@ -375,8 +380,8 @@ impl PrecisionManager {
     }
 
     /// Asks `policies` about every registered layer that allows it, under what has been measured meanwhile, and changes the
-    /// formats of its components; but what is known to have no error is not raised. `measured`: only what is not about a
-    /// tensor is read.
+    /// formats of its components; but what is known to have no error is not raised, and formats that cannot hold the known
+    /// values are passed over. `measured`: only what is not about a tensor is read.
     pub fn adjust(
         &self,
         policies: &PolicyEngine,
@@ -394,16 +399,27 @@ impl PrecisionManager {
                 let context = PolicyContext { layer, layer_type, component, parameters, ..*measured };
                 let decision = policies.decide(&context).filter(|_| from != BitNetDType::BitNet158);
                 let Some((policy, action)) = decision else { continue };
-                let Some(to) = action.apply(from.dense_format(), component.formats()) else { continue };
-                check([(component, to)], ComponentType::formats)?;
-                if let (PolicyAction::RaisePrecision, Some(tensor)) = (action, spec.tensors.get(&component))
+                let tensor = spec.tensors.get(&component).filter(|tensor| !tensor.is_empty());
+                if let (PolicyAction::RaisePrecision, Some(tensor)) = (action, tensor)
                     && error(&converter, tensor, from)? == 0.0
                 {
                     continue;
                 }
-                if to != from {
+                let mut unfit = Vec::new();
+                let to = loop {
+                    let formats: Vec<_> =
+                        component.formats().iter().copied().filter(|f| !unfit.contains(f)).collect();
+                    let to = action.apply(from.dense_format(), &formats);
+                    check(to.map(|to| (component, to)), ComponentType::formats)?;
+                    match (to, tensor) {
+                        (Some(to), _) if unfit.contains(&to) => break None,
+                        (Some(to), Some(tensor)) if !holds(&converter, tensor, to)? => unfit.push(to),
+                        _ => break to,
+                    }
+                };
+                if let Some(to) = to.filter(|to| *to != from) {
                     spec.components.insert(component, to);
-                    let reason = policy.to_string();
+                    let reason = format!("{policy}{}", note_on(&unfit));
                     changes.push(PrecisionChange { layer: spec.name.clone(), component, from, to, reason });
                 }
             }
@@ -416,6 +432,7 @@ impl PrecisionManager {
         let own = spec.components.get(&component).copied();
         let said = || self.config.precision_of(&spec.name, spec.layer_type, component, None);
         own.or_else(said).unwrap_or(match component {
+            ComponentType::Activations if spec.output.bits() > spec.input.bits() => spec.output,
             ComponentType::Activations => spec.input,
             _ => BitNetDType::F32,
         })
@@ -424,6 +441,20 @@ impl PrecisionManager {
     fn layers(&self) -> MutexGuard<'_, BTreeMap<String, LayerPrecisionSpec>> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a format has a finite value for each of a tensor's.
+fn holds(converter: &PrecisionConverter, tensor: &BitNetTensor, precision: BitNetDType) -> Result<bool> {
+    match error(converter, tensor, precision) {
+        Err(Error::Unrepresentable { .. }) => Ok(false),
+        error => error.map(|_| true),
+    }
+}
+
+/// What is said of formats that were passed over.
+fn note_on(unfit: &[BitNetDType]) -> String {
+    let names: Vec<&str> = unfit.iter().map(|format| format.name()).collect();
+    if names.is_empty() { String::new() } else { format!("; {} cannot hold its values", names.join(", ")) }
 }
 
 /// How far a tensor is from its values when it is kept in this format.

@@ -284,6 +284,58 @@ fn analysis_counts_bytes_and_measures_errors() {
 }
 
 #[test]
+fn activations_are_as_wide_as_what_goes_in_or_out() {
+    let bytes = |input, output| {
+        let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();
+        let layer = LayerPrecisionSpec::new("a".into(), LayerType::Linear, input, output, BitNet158);
+        manager.register_layer(layer.with_elements(ComponentType::Activations, 64)).unwrap();
+        manager.analyze_configuration().unwrap().bytes
+    };
+    assert_eq!([bytes(F16, F16), bytes(F32, F16), bytes(F16, F32), bytes(I8, F16)], [128, 256, 256, 128]);
+    let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();
+    let output = LayerPrecisionSpec::new("a".into(), LayerType::Linear, F16, I4, F16);
+    let error = manager.register_layer(output).unwrap_err();
+    assert!(matches!(error, Error::Precision { component: ComponentType::Activations, precision: I4, .. }));
+}
+
+/// Half precision ends at 65504. What has the same bits and holds more is next.
+#[test]
+fn formats_that_cannot_hold_the_values_are_passed_over() {
+    let mut values: Vec<f32> = (0..64).map(|i| 0.37 * i as f32).collect();
+    values[9] = 70_000.0;
+    let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();
+    let layer = |precision| {
+        spec("large", precision)
+            .with_tensor(ComponentType::Weights, tensor(&values))
+            .with_dynamic_adjustment()
+    };
+    manager.register_layer(layer(I8)).unwrap();
+    let policies = |action| {
+        let mut policies = PolicyEngine::new();
+        policies.add_policy(rule(action, ConditionType::Accuracy, ConditionOperator::LessThan, 90.0));
+        policies
+    };
+    let nothing = PolicyContext::new("", LayerType::Linear, ComponentType::Weights, 0);
+    let poor = PolicyContext { accuracy: Some(50.0), ..nothing };
+    let adjust = |action| {
+        let changes = manager.adjust(&policies(action), &poor).unwrap();
+        changes.first().map(|change| (change.to, change.reason.clone()))
+    };
+    let noted = "name: why; f16 cannot hold its values".to_owned();
+    assert_eq!(adjust(PolicyAction::RaisePrecision), Some((BF16, noted)));
+    assert_eq!(adjust(PolicyAction::RaisePrecision), Some((F32, "name: why".into())));
+    assert_eq!(adjust(PolicyAction::LowerPrecision), Some((BF16, "name: why".into())));
+    assert_eq!(adjust(PolicyAction::SetPrecision(F16)), None);
+    manager.analyze_configuration().unwrap();
+    manager.register_layer(layer(F32)).unwrap();
+    let changes = manager.optimize_precision(OptimizationObjective::Memory).unwrap();
+    assert!(
+        changes[0].to == I4 && changes[0].reason.ends_with("error; f16 cannot hold its values"),
+        "{changes:?}"
+    );
+}
+
+#[test]
 fn the_objective_decides_what_is_better() {
     let values: Vec<f32> = (0..4096).map(|i| ((i * 37 % 1009) as f32 - 500.0) / 1000.0).collect();
     let manager = PrecisionManager::new(MixedPrecisionConfig::default()).unwrap();

@@ -12,9 +12,8 @@ use bitnet_quant::quantize::{Granularity, Scheme};
 
 use super::is_projection;
 use crate::Result;
-use crate::config::ModelConfig;
 use crate::convert::WriteProgress;
-use crate::source::{Role, Source, StoredData, StoredTensor, TextParts};
+use crate::source::{Role, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use crate::ternary_rows::TernaryRows;
 
 /// Formats that the loss is compared with: their names, and the group that shares a scale; the row where there is none.
@@ -137,20 +136,8 @@ pub struct OneLayer<'a> {
 }
 
 impl Source for OneLayer<'_> {
-    fn path(&self) -> &Path {
-        self.original.path()
-    }
-
-    fn format_name(&self) -> &'static str {
-        self.original.format_name()
-    }
-
-    fn architecture(&self) -> &str {
-        self.original.architecture()
-    }
-
-    fn config(&self) -> &ModelConfig {
-        self.original.config()
+    fn info(&self) -> &SourceInfo {
+        self.original.info()
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {

@@ -1,15 +1,14 @@
 //! A model that was compressed: the source that it was before, whose tensors are decoded when they are asked for.
 
-use std::path::Path;
-
 use bitnet_core::Error as CoreError;
 use bitnet_core::file::compressed::CompressedFile;
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_quant::packing::I2sLayout;
 
-use super::{GGUF_MAGIC, GgufSource, HfFiles, HfSource, Role, Source, StoredData, StoredTensor, TextParts};
+use super::{
+    GGUF_MAGIC, GgufSource, HfFiles, HfSource, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts,
+};
 use crate::Result;
-use crate::config::ModelConfig;
 
 /// An open compressed model.
 #[derive(Debug)]
@@ -17,6 +16,8 @@ pub struct CompressedSource {
     file: CompressedFile,
     /// Reads files with holes in the place of coded tensors.
     inner: Box<dyn Source>,
+    /// What the inner source says, of this file.
+    info: SourceInfo,
 }
 
 impl CompressedSource {
@@ -26,8 +27,7 @@ impl CompressedSource {
         if let [name] = &names[..]
             && let Some(mapping) = file.file(name)?.filter(|m| m.as_slice().starts_with(GGUF_MAGIC))
         {
-            let inner = Box::new(GgufSource::new(mapping, layout)?);
-            return Ok(CompressedSource { file, inner });
+            return Ok(Self::over(file, Box::new(GgufSource::new(mapping, layout)?)));
         }
         let missing =
             |name: &str| CoreError::MissingTensor { path: file.path().to_owned(), name: name.into() };
@@ -42,26 +42,19 @@ impl CompressedSource {
             None => Checkpoint::open_in(open)?,
         };
         let checkpoint = checkpoint.ok_or_else(|| missing("model.safetensors"))?;
-        let inner = Box::new(HfSource::new(file.path().to_owned(), checkpoint, files)?);
-        Ok(CompressedSource { file, inner })
+        let path = file.path().to_owned();
+        Ok(Self::over(file, Box::new(HfSource::new(path, checkpoint, files)?)))
+    }
+
+    fn over(file: CompressedFile, inner: Box<dyn Source>) -> Self {
+        let info = SourceInfo { path: file.path().to_owned(), ..inner.info().clone() };
+        CompressedSource { file, inner, info }
     }
 }
 
 impl Source for CompressedSource {
-    fn path(&self) -> &Path {
-        self.file.path()
-    }
-
-    fn format_name(&self) -> &'static str {
-        self.inner.format_name()
-    }
-
-    fn architecture(&self) -> &str {
-        self.inner.architecture()
-    }
-
-    fn config(&self) -> &ModelConfig {
-        self.inner.config()
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {

@@ -1,7 +1,6 @@
 //! A model in a GGUF file.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_core::Error as CoreError;
@@ -10,7 +9,7 @@ use bitnet_core::file::gguf::{GgmlType, Gguf};
 use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer};
 use bitnet_quant::packing::I2sLayout;
 
-use super::{Part, Proj, Role, RowOrder, Source, StoredData, StoredTensor, TextParts};
+use super::{Part, Proj, Role, RowOrder, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use crate::Result;
 use crate::config::ModelConfig;
 
@@ -18,7 +17,7 @@ use crate::config::ModelConfig;
 #[derive(Debug)]
 pub struct GgufSource {
     gguf: Gguf,
-    config: ModelConfig,
+    info: SourceInfo,
     layout: I2sLayout,
 }
 
@@ -26,8 +25,13 @@ impl GgufSource {
     /// Reads the header and the configuration; I2_S tensors are taken to be in `layout`.
     pub fn new(mapping: Arc<Mapping>, layout: I2sLayout) -> Result<Self> {
         let gguf = Gguf::parse(mapping)?;
-        let config = ModelConfig::from_gguf(&gguf)?;
-        Ok(GgufSource { gguf, config, layout })
+        let info = SourceInfo {
+            path: gguf.mapping().path().to_owned(),
+            format_name: "gguf",
+            architecture: gguf.str("general.architecture").unwrap_or("none").to_owned(),
+            config: ModelConfig::from_gguf(&gguf)?,
+        };
+        Ok(GgufSource { gguf, info, layout })
     }
 
     /// The file.
@@ -49,7 +53,7 @@ impl GgufSource {
     fn row_order(&self, role: Role) -> RowOrder {
         let rotated = matches!(role, Role::Layer(_, Part::Proj(Proj::Q | Proj::K)));
         if rotated && self.architecture() == "llama" {
-            RowOrder::Interleaved { head_dim: self.config.head_dim }
+            RowOrder::Interleaved { head_dim: self.config().head_dim }
         } else {
             RowOrder::Halves
         }
@@ -81,20 +85,8 @@ impl GgufSource {
 }
 
 impl Source for GgufSource {
-    fn path(&self) -> &Path {
-        self.gguf.mapping().path()
-    }
-
-    fn format_name(&self) -> &'static str {
-        "gguf"
-    }
-
-    fn architecture(&self) -> &str {
-        self.gguf.str("general.architecture").unwrap_or("none")
-    }
-
-    fn config(&self) -> &ModelConfig {
-        &self.config
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
@@ -124,7 +116,7 @@ impl Source for GgufSource {
     }
 
     fn unused_tensors(&self) -> Vec<String> {
-        let used: HashSet<String> = Role::all(self.config.n_layers)
+        let used: HashSet<String> = Role::all(self.config().n_layers)
             .into_iter()
             .flat_map(|r| [format!("{}.weight", r.gguf_name()), format!("{}.scale", r.gguf_name())])
             .chain(["rope_freqs.weight".to_owned()])

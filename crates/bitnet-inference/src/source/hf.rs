@@ -11,9 +11,9 @@ use bitnet_core::{Error as CoreError, Result as CoreResult};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::packing::TernaryFormat;
 
-use super::{Part, Role, RowOrder, Source, StoredData, StoredTensor, TextParts};
+use super::{Part, Role, RowOrder, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use crate::Result;
-use crate::config::{HfConfig, ModelConfig, QuantizationConfig};
+use crate::config::{HfConfig, QuantizationConfig};
 
 /// The small files of a checkpoint, as far as it has them.
 #[derive(Debug, Clone)]
@@ -76,10 +76,12 @@ impl HfFiles {
 /// An open Hugging Face model.
 #[derive(Debug)]
 pub struct HfSource {
-    path: PathBuf,
+    info: SourceInfo,
     checkpoint: Checkpoint,
     files: HfFiles,
-    config: HfConfig,
+    quantization: Option<QuantizationConfig>,
+    tied: bool,
+    eos_token_ids: Vec<u32>,
 }
 
 impl HfSource {
@@ -98,8 +100,11 @@ impl HfSource {
 
     /// A model from parts that are open already; `path` is for messages.
     pub fn new(path: PathBuf, checkpoint: Checkpoint, files: HfFiles) -> Result<Self> {
-        let config = HfConfig::from_json(files.config.as_slice(), files.config.path())?;
-        Ok(HfSource { path, checkpoint, files, config })
+        let HfConfig { model: config, quantization, tied, eos_token_ids } =
+            HfConfig::from_json(files.config.as_slice(), files.config.path())?;
+        let architecture = config.architecture.name().to_owned();
+        let info = SourceInfo { path, format_name: "safetensors", architecture, config };
+        Ok(HfSource { info, checkpoint, files, quantization, tied, eos_token_ids })
     }
 
     /// The tensors.
@@ -113,7 +118,7 @@ impl HfSource {
     }
 
     fn find(&self, role: Role) -> Option<(String, &Tensor)> {
-        let names = role.hf_names(self.config.model.architecture);
+        let names = role.hf_names(self.config().architecture);
         names
             .into_iter()
             .find_map(|stem| Some((stem.clone(), self.checkpoint.get(&format!("{stem}.weight"))?)))
@@ -134,7 +139,7 @@ impl HfSource {
     }
 
     fn is_converted(&self, stem: &str) -> bool {
-        self.config.quantization.as_ref().is_some_and(|q| {
+        self.quantization.as_ref().is_some_and(|q| {
             // A name stands for the modules that have it as a run of whole parts, and for everything below them.
             let path = format!(".{stem}.");
             !q.not_converted.iter().any(|m| !m.is_empty() && path.contains(&format!(".{m}.")))
@@ -143,7 +148,7 @@ impl HfSource {
 
     fn projection(&self, stem: &str, tensor: &Tensor) -> Result<(usize, StoredData)> {
         let rows = tensor.shape[0];
-        match (&self.config.quantization, tensor.dtype) {
+        match (&self.quantization, tensor.dtype) {
             (Some(q), Dtype::U8) if self.is_converted(stem) => {
                 let rows = rows.checked_mul(4).ok_or_else(|| {
                     CoreError::bad_tensor(self.checkpoint.path(), &tensor.name, "has too many rows")
@@ -193,24 +198,12 @@ impl HfSource {
 }
 
 impl Source for HfSource {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn format_name(&self) -> &'static str {
-        "safetensors"
-    }
-
-    fn architecture(&self) -> &str {
-        self.config.model.architecture.name()
-    }
-
-    fn config(&self) -> &ModelConfig {
-        &self.config.model
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
-        if role == Role::Head && self.config.tied {
+        if role == Role::Head && self.tied {
             return Ok(None);
         }
         let Some((stem, tensor)) = self.find(role) else {
@@ -244,9 +237,9 @@ impl Source for HfSource {
     }
 
     fn unused_tensors(&self) -> Vec<String> {
-        let used: HashSet<String> = Role::all(self.config.model.n_layers)
+        let used: HashSet<String> = Role::all(self.config().n_layers)
             .into_iter()
-            .flat_map(|r| r.hf_names(self.config.model.architecture))
+            .flat_map(|r| r.hf_names(self.config().architecture))
             .flat_map(|stem| [format!("{stem}.weight"), format!("{stem}.weight_scale")])
             .collect();
         self.checkpoint.tensors().map(|t| t.name.clone()).filter(|name| !used.contains(name)).collect()
@@ -271,7 +264,7 @@ impl Source for HfSource {
             None => GenerationConfig::default(),
         };
         let eos = config.eos_token.as_deref().and_then(|token| tokenizer.token_to_id(token));
-        generation.eos_token_ids.extend(eos.into_iter().chain(self.config.eos_token_ids.iter().copied()));
+        generation.eos_token_ids.extend(eos.into_iter().chain(self.eos_token_ids.iter().copied()));
         let vocabulary = GgufVocabulary::from_json(file.as_slice(), file.path()).and_then(|mut v| {
             v.set_special_tokens(&config)?;
             Ok(v)

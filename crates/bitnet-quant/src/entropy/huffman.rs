@@ -25,37 +25,63 @@ const CODES_A_READ: usize = 5;
 /// For each first [`MAX_BITS`] of a stream the byte, in the upper half, and the bits of its code.
 type Table = [u16; 1 << MAX_BITS];
 
-/// The code of `bytes`; `None` where there are none.
-pub(super) fn encode(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut counts = [0u32; 256];
-    bytes.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
-    let lengths = code_lengths(&counts)?;
-    let codes = canonical_codes(&lengths);
-    let mut out: Vec<u8> = lengths.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect();
-    out.resize(HEADER_BYTES, 0);
-    for stream in 0..STREAMS {
-        let start = out.len();
-        let (mut bits, mut n_bits) = (0u64, 0);
-        for &byte in bytes.iter().skip(stream).step_by(STREAMS) {
-            let len = u32::from(lengths[usize::from(byte)]);
-            bits = bits << len | u64::from(codes[usize::from(byte)]);
-            n_bits += len;
-            while n_bits >= 8 {
-                n_bits -= 8;
-                out.push((bits >> n_bits) as u8);
-            }
-        }
-        if n_bits > 0 {
-            out.push((bits << (8 - n_bits)) as u8);
-        }
-        let len = (out.len() - start) as u32;
-        out[LENGTHS_BYTES + 4 * stream..][..4].copy_from_slice(&len.to_le_bytes());
-    }
-    out.resize(out.len() + PADDING, 0);
-    Some(out)
+/// A code that is made for some bytes.
+pub(super) struct Code {
+    lengths: [u8; 256],
+    /// Bytes of each stream in it.
+    stream_bytes: [usize; STREAMS],
 }
 
-/// Undoes [`encode`]; `out` is as long as the bytes were.
+impl Code {
+    /// The shortest code of `bytes`, without coding them; `None` where there are none.
+    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+        let mut counts = [[0u32; 256]; STREAMS];
+        for eight in bytes.chunks(STREAMS) {
+            for (counts, byte) in counts.iter_mut().zip(eight) {
+                counts[usize::from(*byte)] += 1;
+            }
+        }
+        let all = std::array::from_fn(|byte| counts.iter().map(|counts| counts[byte]).sum());
+        let lengths = code_lengths(&all)?;
+        let stream_bytes = counts.map(|counts| bits(&counts, &lengths).div_ceil(8) as usize);
+        Some(Code { lengths, stream_bytes })
+    }
+
+    /// How many bytes [`encode`](Self::encode) appends.
+    pub(super) fn size_bytes(&self) -> usize {
+        HEADER_BYTES + self.stream_bytes.iter().sum::<usize>() + PADDING
+    }
+
+    /// Appends the code of the bytes that this was made for.
+    pub(super) fn encode(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        let codes = canonical_codes(&self.lengths);
+        out.extend(self.lengths.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4));
+        out.extend(self.stream_bytes.iter().flat_map(|len| (*len as u32).to_le_bytes()));
+        for stream in 0..STREAMS {
+            let (mut bits, mut n_bits) = (0u64, 0);
+            for &byte in bytes.iter().skip(stream).step_by(STREAMS) {
+                let len = u32::from(self.lengths[usize::from(byte)]);
+                bits = bits << len | u64::from(codes[usize::from(byte)]);
+                n_bits += len;
+                while n_bits >= 8 {
+                    n_bits -= 8;
+                    out.push((bits >> n_bits) as u8);
+                }
+            }
+            if n_bits > 0 {
+                out.push((bits << (8 - n_bits)) as u8);
+            }
+        }
+        out.extend([0; PADDING]);
+    }
+}
+
+/// Bits of so many of each byte, with codes of these lengths.
+fn bits(counts: &[u32; 256], lengths: &[u8; 256]) -> u64 {
+    counts.iter().zip(lengths).map(|(count, len)| u64::from(*count) * u64::from(*len)).sum()
+}
+
+/// Undoes [`Code::encode`]; `out` is as long as the bytes were.
 pub(super) fn decode(code: &[u8], out: &mut [u8]) -> Result<(), CodeError> {
     let (header, data) =
         code.split_first_chunk::<HEADER_BYTES>().ok_or(CodeError("a plane ends within its lengths"))?;
@@ -182,10 +208,6 @@ fn code_lengths(counts: &[u32; 256]) -> Option<[u8; 256]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn bits(counts: &[u32; 256], lengths: &[u8; 256]) -> u64 {
-        counts.iter().zip(lengths).map(|(count, len)| u64::from(*count) * u64::from(*len)).sum()
-    }
 
     #[test]
     fn lengths_are_those_of_huffman_where_they_are_short_enough() {

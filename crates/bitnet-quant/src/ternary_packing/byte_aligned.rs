@@ -20,7 +20,7 @@ impl TernaryPacker for ByteAligned {
     }
 
     fn payload_bytes(&self, weights: &[i8], _config: &TernaryPackingConfig) -> usize {
-        weights.len().div_ceil(PAIR_WEIGHTS) * PAIR_BYTES
+        size_bytes(weights.len())
     }
 
     fn pack_payload(&self, weights: &[i8], _config: &TernaryPackingConfig, out: &mut Vec<u8>) {
@@ -40,7 +40,7 @@ impl TernaryPacker for ByteAligned {
         kernels: &Kernels,
         out: &mut [i8],
     ) -> Result<(), TernaryPackingError> {
-        check_payload(self.strategy(), payload, out.len().div_ceil(PAIR_WEIGHTS) * PAIR_BYTES)?;
+        check_payload(self.strategy(), payload, size_bytes(out.len()))?;
         let blocks = payload.as_chunks::<PAIR_BYTES>().0;
         let planes = |block: &[u8; PAIR_BYTES]| {
             let both = u128::from_le_bytes(*block);
@@ -63,4 +63,9 @@ impl TernaryPacker for ByteAligned {
         }
         Ok(())
     }
+}
+
+/// Bytes of so many weights: whole blocks.
+pub(super) fn size_bytes(n_weights: usize) -> usize {
+    n_weights.div_ceil(PAIR_WEIGHTS) * PAIR_BYTES
 }

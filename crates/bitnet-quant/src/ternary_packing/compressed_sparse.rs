@@ -55,10 +55,6 @@ impl TernaryPacker for CompressedSparse {
         unary.finish(out);
     }
 
-    fn max_weights(&self, payload_bytes: usize) -> usize {
-        payload_bytes.saturating_mul(MAX_WEIGHTS_PER_BYTE)
-    }
-
     fn unpack_payload(
         &self,
         payload: &[u8],

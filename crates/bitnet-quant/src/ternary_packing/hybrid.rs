@@ -4,8 +4,8 @@
 //! the length of its payload in the others, then that payload. The last block may be shorter. Little-endian.
 
 use super::{
-    MAX_BLOCK_SIZE, MAX_WEIGHTS_PER_BYTE, TernaryPacker, TernaryPackerFactory, TernaryPackingConfig,
-    TernaryPackingError, TernaryPackingStrategy, smallest,
+    MAX_BLOCK_SIZE, TernaryPacker, TernaryPackerFactory, TernaryPackingConfig, TernaryPackingError,
+    TernaryPackingStrategy, smallest,
 };
 use crate::kernels::Kernels;
 
@@ -32,19 +32,14 @@ impl TernaryPacker for Hybrid {
 
     fn payload_bytes(&self, weights: &[i8], config: &TernaryPackingConfig) -> usize {
         let blocks = weights.chunks(block_size(config));
-        let sizes = blocks.map(|block| {
-            let sizes = CANDIDATES
-                .iter()
-                .map(|strategy| TernaryPackerFactory::create_packer(*strategy).payload_bytes(block, config));
-            size_of::<u32>() + sizes.min().unwrap_or_default()
-        });
+        let sizes = blocks.map(|block| size_of::<u32>() + smallest(&CANDIDATES, block, config).1);
         size_of::<u32>() + sizes.sum::<usize>()
     }
 
     fn pack_payload(&self, weights: &[i8], config: &TernaryPackingConfig, out: &mut Vec<u8>) {
         out.extend((block_size(config) as u32).to_le_bytes());
         for block in weights.chunks(block_size(config)) {
-            let packer = smallest(&CANDIDATES, block, config);
+            let (packer, _) = smallest(&CANDIDATES, block, config);
             let start = out.len();
             out.extend([0; size_of::<u32>()]);
             packer.pack_payload(block, config, out);
@@ -52,10 +47,6 @@ impl TernaryPacker for Hybrid {
             let head = payload_bytes << STRATEGY_BITS | packer.strategy() as u32;
             out[start..][..size_of::<u32>()].copy_from_slice(&head.to_le_bytes());
         }
-    }
-
-    fn max_weights(&self, payload_bytes: usize) -> usize {
-        payload_bytes.saturating_mul(MAX_WEIGHTS_PER_BYTE)
     }
 
     fn unpack_payload(

@@ -4,9 +4,7 @@
 //! six are set, the length is 64 and what the next byte says, up to 319 weights. Longer runs are several.
 
 use super::bits::{negative_bits, nonzero_bits};
-use super::{
-    MAX_WEIGHTS_PER_BYTE, TernaryPacker, TernaryPackingConfig, TernaryPackingError, TernaryPackingStrategy,
-};
+use super::{TernaryPacker, TernaryPackingConfig, TernaryPackingError, TernaryPackingStrategy};
 use crate::kernels::Kernels;
 
 /// The longest run in one byte.
@@ -51,10 +49,6 @@ impl TernaryPacker for RunLengthEncoded {
         if let Some(last) = weights.last() {
             pack_run(*last, weights.len() - start, out);
         }
-    }
-
-    fn max_weights(&self, payload_bytes: usize) -> usize {
-        payload_bytes.saturating_mul(MAX_WEIGHTS_PER_BYTE)
     }
 
     fn unpack_payload(

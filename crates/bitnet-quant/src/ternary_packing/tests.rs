@@ -354,17 +354,25 @@ fn sizes_are_near_the_entropy() {
 }
 
 #[test]
-fn a_packing_suits_if_it_takes_no_more_than_two_bits() {
+fn a_packing_suits_if_it_takes_no_more_than_two_bits_in_whole_blocks() {
     use TernaryPackingStrategy::*;
     let config = TernaryPackingConfig::default();
-    let suitable = |data| {
-        let weights = weights(data, 3000, 4);
+    let suitable = |data, len| {
+        let weights = weights(data, len, 4);
         TernaryPackingStrategy::ALL
             .into_iter()
             .filter(|strategy| TernaryPackerFactory::create_packer(*strategy).is_suitable(&weights, &config))
             .collect::<Vec<_>>()
     };
-    assert_eq!(suitable(Data::Independent(333)), [BitPacked2Bit, Base3Packed, CompressedSparse, Hybrid]);
-    let runs = suitable(Data::Runs(32));
-    assert_eq!(runs, [BitPacked2Bit, Base3Packed, RunLengthEncoded, CompressedSparse, Hybrid]);
+    // ByteAligned has two bits a weight, however long its last block is.
+    for len in (2944..=3008).step_by(8) {
+        let independent = suitable(Data::Independent(333), len);
+        assert_eq!(independent, [BitPacked2Bit, Base3Packed, ByteAligned, CompressedSparse, Hybrid], "{len}");
+        let runs = suitable(Data::Runs(32), len);
+        assert_eq!(runs[2..], [ByteAligned, RunLengthEncoded, CompressedSparse, Hybrid], "{len}");
+    }
+    assert_eq!(
+        suitable(Data::Runs(2), 3000),
+        [BitPacked2Bit, Base3Packed, ByteAligned, CompressedSparse, Hybrid]
+    );
 }

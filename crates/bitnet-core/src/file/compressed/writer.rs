@@ -1,13 +1,13 @@
 //! Writing compressed models. A safetensors header says how long each blob is before the first one comes, so that everything
-//! is coded twice, the first time only for its lengths, and memory holds a few chunks. A file that its reader would refuse is
-//! not published.
+//! is read twice, first for the lengths of its codes, which are known without coding, and memory holds a few chunks. A file that
+//! its reader would refuse is not published.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_quant::dense::DenseFormat;
-use bitnet_quant::entropy::{CHUNK_BYTES, Elements, encode_chunk, entropy_bits, header};
+use bitnet_quant::entropy::{CHUNK_BYTES, Elements, coded_len, encode_chunk, entropy_bits, header};
 
 use super::{
     CompressedFile, FILES_KEY, FORMAT, FORMAT_KEY, FileEntry, MIN_CODED_BYTES, TensorEntry, VERSION,
@@ -24,7 +24,7 @@ const CHUNKS_A_THREAD: usize = 8;
 /// How far compressing has come, in bytes of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CompressProgress {
-    /// Bytes coded; each is twice, and what is not worth a blob of its own once more.
+    /// Bytes read; each is twice, and what is not worth a blob of its own once more.
     pub done: usize,
     /// Those that there are.
     pub total: usize,
@@ -48,6 +48,8 @@ struct Blob<'a> {
     /// One part for a tensor, any number for what lies between tensors.
     parts: Vec<&'a [u8]>,
     entries: Vec<(u32, u32)>,
+    /// Bits that no code of single bytes goes below.
+    entropy_bits: f64,
 }
 
 /// Writes the files of a model, GGUF, safetensors and others, to a compressed file on all cores. It appears at `path` when it
@@ -89,11 +91,11 @@ pub fn compress(
         let readable = CompressedFile::parse(Mapping::open(written)?)?.is_some();
         readable.then_some(()).ok_or_else(|| Error::malformed(written, 0, "no compressed model".to_owned()))
     })?;
-    let entropy = blobs.iter().map(Blob::entropy_bytes).sum();
+    let entropy = blobs.iter().map(|blob| blob.entropy_bits / 8.0).sum();
     Ok(CompressReport { before, after: sizes.iter().map(|[n]| n).sum(), entropy })
 }
 
-/// What is coded of file number `f`, and how. `advance` learns of bytes that are coded, and of those that will be again.
+/// What is coded of file number `f`, and how. `advance` learns of bytes that were read, and of those that will be again.
 fn plan<'a>(
     f: usize,
     file: &'a Arc<Mapping>,
@@ -176,33 +178,30 @@ fn tensors_of(file: &Arc<Mapping>) -> Result<Vec<(TensorEntry, usize, Elements)>
 }
 
 impl<'a> Blob<'a> {
-    /// Codes the parts to learn how long their codes are.
+    /// Learns how long the codes of the parts will be.
     fn new(
         name: String,
         elements: Elements,
         parts: Vec<&'a [u8]>,
         advance: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let mut entries = Vec::new();
-        let mut blob = Blob { name, elements, parts, entries: Vec::new() };
-        blob.encode(advance, |code, sum| {
-            entries.push((code.len() as u32, sum));
+        let (mut entries, mut all_bits) = (Vec::new(), 0.0);
+        let mut blob = Blob { name, elements, parts, entries: Vec::new(), entropy_bits: 0.0 };
+        let measure = |chunk: &[u8]| {
+            let bits = entropy_bits(chunk, elements) * (chunk.len() / elements.size()) as f64;
+            (coded_len(chunk, elements) as u32, crc32fast::hash(chunk), bits)
+        };
+        blob.for_chunks(advance, measure, |(len, sum, bits)| {
+            entries.push((len, sum));
+            all_bits += bits;
             Ok(())
         })?;
-        blob.entries = entries;
+        (blob.entries, blob.entropy_bits) = (entries, all_bits);
         Ok(blob)
     }
 
     fn len(&self) -> usize {
         self.parts.iter().map(|part| part.len()).sum()
-    }
-
-    fn entropy_bytes(&self) -> f64 {
-        let of_part = |part: &&[u8]| {
-            let n = part.len() / self.elements.size();
-            entropy_bits(part, self.elements) * n as f64 / 8.0
-        };
-        self.parts.iter().map(of_part).sum()
     }
 
     fn size_bytes(&self) -> usize {
@@ -212,14 +211,16 @@ impl<'a> Blob<'a> {
 
     fn write(&self, advance: &mut dyn FnMut(usize), sink: &mut TensorSink<'_>) -> Result<()> {
         sink.write(&header(self.len(), self.elements, &self.entries))?;
-        self.encode(advance, |code, _| sink.write(&code))
+        let encode = |chunk: &[u8]| encode_chunk(chunk, self.elements);
+        self.for_chunks(advance, encode, |code| sink.write(&code))
     }
 
-    /// Calls `each` with the code and the checksum of every chunk, in their order.
-    fn encode(
+    /// Does `work` on every chunk, on all cores, and calls `each` with what comes of it, in their order.
+    fn for_chunks<T: Default + Send>(
         &self,
         advance: &mut dyn FnMut(usize),
-        mut each: impl FnMut(Vec<u8>, u32) -> Result<()>,
+        work: impl Fn(&[u8]) -> T + Sync,
+        mut each: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
         let joined;
         let bytes = match &self.parts[..] {
@@ -232,21 +233,19 @@ impl<'a> Blob<'a> {
         let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         for batch in bytes.chunks(n_threads * CHUNKS_A_THREAD * CHUNK_BYTES) {
             let chunks: Vec<&[u8]> = batch.chunks(CHUNK_BYTES).collect();
-            let codes: Vec<Mutex<(Vec<u8>, u32)>> = chunks.iter().map(|_| Mutex::default()).collect();
-            let work = |first: usize| {
+            let done: Vec<Mutex<T>> = chunks.iter().map(|_| Mutex::default()).collect();
+            let share = |first: usize| {
                 for i in (first..chunks.len()).step_by(n_threads) {
-                    let code = (encode_chunk(chunks[i], self.elements), crc32fast::hash(chunks[i]));
-                    *codes[i].lock().unwrap_or_else(PoisonError::into_inner) = code;
+                    *done[i].lock().unwrap_or_else(PoisonError::into_inner) = work(chunks[i]);
                 }
             };
             std::thread::scope(|scope| {
-                let work = &work;
-                (1..n_threads.min(chunks.len())).for_each(|first| drop(scope.spawn(move || work(first))));
-                work(0);
+                let share = &share;
+                (1..n_threads.min(chunks.len())).for_each(|first| drop(scope.spawn(move || share(first))));
+                share(0);
             });
-            for code in codes {
-                let (code, sum) = code.into_inner().unwrap_or_else(PoisonError::into_inner);
-                each(code, sum)?;
+            for one in done {
+                each(one.into_inner().unwrap_or_else(PoisonError::into_inner))?;
             }
             advance(batch.len());
         }
