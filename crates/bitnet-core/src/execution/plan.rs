@@ -165,18 +165,21 @@ impl ExecutionPlan {
     }
 
     /// The layout, and where there is a choice the number of threads, with which one token meets ternary weights fastest.
-    /// What is not known is measured, which takes some tenths of a second and 60 MB, and kept in `cache`.
+    /// Unless all is known it is measured, which takes some tenths of a second and 65 MB, and kept in `cache`.
     pub fn measure_layout(&mut self, cache: &CacheDir) -> Layout {
         if let Some(layout) = self.known_layout(cache) {
             return layout;
         }
         let mut timings = Timings::read(Some(cache));
-        for n in self.thread_counts.clone() {
-            let other = (n != self.threads.len()).then(|| Threads::new(n));
-            let threads = other.as_ref().unwrap_or(&self.threads);
-            for &layout in self.layouts() {
-                timings.get_or_measure(&self.key(n, layout), || gemv_seconds(self.kernels, threads, layout));
-            }
+        let own = self.threads.len();
+        let others: Vec<_> =
+            self.thread_counts.iter().filter(|n| **n != own).map(|n| Threads::new(*n)).collect();
+        let threads = || std::iter::once(&self.threads).chain(&others);
+        let pairs: Vec<_> = threads()
+            .flat_map(|threads| self.layouts().iter().map(move |layout| (threads, *layout)))
+            .collect();
+        for ((threads, layout), seconds) in pairs.iter().zip(gemv_seconds(self.kernels, &pairs)) {
+            timings.set(&self.key(threads.len(), *layout), seconds);
         }
         let Some((n, layout)) = self.measured(&timings) else { return self.quick_layout() };
         if self.thread_counts.len() > 1 {
