@@ -1,9 +1,10 @@
 //! Text to token ids and back.
 //!
 //! A vocabulary comes from a Hugging Face `tokenizer.json` or from the metadata of a GGUF file. Both are brought to
-//! one definition, which is checked before anything is built from it: files come from strangers. Splitting and
-//! merging is the work of the `tokenizers` crate, so ids equal those of the reference. Decoding is done here, from a
-//! table of each token's bytes, because a chat prints tokens as they arrive and must never cut a character in two.
+//! one definition, which is checked before anything is built from it: files come from strangers. Splitting text into words
+//! is the work of the `tokenizers` crate, so ids equal those of the reference. Words become tokens here, from smaller tables;
+//! and decoding is done here, from a table of each token's bytes, because a chat prints tokens as they arrive and must never
+//! cut a character in two.
 
 mod chat;
 mod config;
@@ -13,6 +14,7 @@ mod definition;
 mod gguf;
 mod json;
 mod pre_tokenizer;
+mod vocabulary;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,11 +30,12 @@ pub use gguf::GgufVocabulary;
 
 use crate::{Error, Result};
 use decode::Pieces;
+use vocabulary::Encoder;
 
 /// A vocabulary with the rules that turn text into its ids.
 #[derive(Debug)]
 pub struct Tokenizer {
-    encoder: tokenizers::Tokenizer,
+    encoder: Encoder,
     pieces: Arc<Pieces>,
     /// Ids that `add_special` puts in front of the text and behind it.
     prefix: Vec<u32>,

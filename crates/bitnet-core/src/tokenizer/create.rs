@@ -4,16 +4,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
-use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
-use tokenizers::{AddedToken, ModelWrapper};
 
 use super::Tokenizer;
 use super::decode::{Decoding, Kind, Pieces};
 use super::definition::{Definition, DefinitionKeys, UNUSED_IDS};
 use super::pre_tokenizer::PreTokenizer;
+use super::vocabulary::{Encoder, Vocabulary};
 use crate::file::{Mapping, json_error_offset};
 use crate::{Error, Result};
 
@@ -55,12 +54,8 @@ pub fn create_simple_tokenizer(vocab: HashMap<String, u32>) -> Result<Tokenizer>
         table[*id as usize] = (word, Kind::Text);
     }
     let pieces = Pieces::new(table.into_iter(), decoding);
-    let model = WordLevel::builder()
-        .vocab(vocab.iter().map(|(word, id)| (word.clone(), *id)).collect())
-        .unk_token(UNKNOWN_WORD.into())
-        .build()
-        .map_err(|e| Error::Tokenizer(e.to_string()))?;
-    let mut encoder = tokenizers::Tokenizer::new(model);
+    let words = words.iter().map(|(word, id)| (*word, *id));
+    let mut encoder = Encoder::new(Vocabulary::new(words, Some(UNKNOWN_WORD.to_owned())));
     encoder.with_pre_tokenizer(Some(WhitespaceSplit));
     Ok(Tokenizer { encoder, pieces: pieces.into(), prefix: Vec::new(), suffix: Vec::new() })
 }
@@ -180,17 +175,10 @@ pub fn add_special_tokens(tokenizer: &mut Tokenizer, tokens: &[(&str, u32)]) -> 
         *place = (tokenizer.pieces.decoding().bytes(token), Kind::Special);
         names.insert(token, id);
     }
-    // An encoder numbers what it adds itself, but for tokens that its model has.
-    let wrong = |e: serde_json::Error| Error::Tokenizer(e.to_string());
-    let mut model = serde_json::to_value(tokenizer.encoder.get_model()).map_err(wrong)?;
-    for (token, id) in &names {
-        model["vocab"][*token] = Value::from(*id);
-    }
-    let mut model: ModelWrapper = serde_json::from_value(model).map_err(wrong)?;
-    if let ModelWrapper::BPE(bpe) = &mut model {
-        bpe.resize_cache(0);
-    }
-    tokenizer.encoder.with_model(model);
+    // An encoder numbers what it adds itself, but for tokens that its vocabulary has.
+    let mut vocabulary = tokenizer.encoder.get_model().clone();
+    names.iter().for_each(|(token, id)| vocabulary.insert(token, *id));
+    tokenizer.encoder.with_model(vocabulary);
     let added = names.keys().map(|token| AddedToken::from(*token, true).normalized(false));
     tokenizer.encoder.add_special_tokens(added).map_err(|e| Error::Tokenizer(e.to_string()))?;
     let pieces = tokenizer.pieces.with_table(&table);
@@ -214,6 +202,8 @@ fn check_id(id: u32, n_tokens: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn words(words: &[(&str, u32)]) -> HashMap<String, u32> {
@@ -244,7 +234,7 @@ mod tests {
     fn an_unknown_word_without_a_token_for_it_is_an_error() {
         let tokenizer = create_simple_tokenizer(words(&[("fox", 0)])).unwrap();
         let message = encode_text(&tokenizer, "dog").unwrap_err().to_string();
-        assert!(message.contains("[UNK]"), "{message}");
+        assert!(message.contains("no token is `dog`") && message.contains("no <unk>"), "{message}");
     }
 
     #[test]

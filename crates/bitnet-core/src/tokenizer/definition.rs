@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{Merges, Vocab};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Tokenizer;
 use super::decode::{Decoding, Kind, Pieces};
+use super::vocabulary::{Encoder, Pairs, Vocabulary};
 use crate::{Error, Result};
 
 /// A vocabulary may leave some ids unused, but not so many that a small file asks for a large table.
@@ -50,20 +51,18 @@ impl Definition {
         let pieces = self.pieces(path)?;
         self.check(&pieces, path)?;
 
-        let mut model = BPE::builder()
-            .fuse_unk(self.fuse_unk)
-            .byte_fallback(self.byte_fallback)
-            .ignore_merges(self.ignore_merges)
-            // The cache is one a thread and outlives the tokenizer; prompts are too short to make up for that.
-            .cache_capacity(0)
-            .vocab_and_merges(self.vocab, self.merges);
-        if let Some(token) = self.unk_token {
-            model = model.unk_token(token);
-        }
-        let model =
-            model.build().map_err(|e| Error::bad_key(path, self.keys.merges, format!("is wrong: {e}")))?;
+        let vocabulary =
+            Vocabulary::new(self.vocab.iter().map(|(token, id)| (token.as_str(), *id)), self.unk_token);
+        // Both are gone before the encoder comes: together they take more than all that is kept.
+        drop(self.vocab);
+        let mut pairs = Pairs::new(&vocabulary, &self.merges).map_err(|token| {
+            Error::bad_key(path, self.keys.merges, format!("is wrong: no token is `{token}`"))
+        })?;
+        drop(self.merges);
+        (pairs.fuse_unk, pairs.byte_fallback) = (self.fuse_unk, self.byte_fallback);
+        pairs.ignore_merges = self.ignore_merges;
 
-        let mut encoder = tokenizers::Tokenizer::new(model);
+        let mut encoder = Encoder::new(vocabulary.with_pairs(pairs));
         let bad_added =
             |e: tokenizers::Error| Error::bad_key(path, self.keys.added, format!("is wrong: {e}"));
         encoder.with_normalizer(self.normalizer).map_err(bad_added)?;
