@@ -204,7 +204,10 @@ pub fn print_speeds(speeds: &[PackingSpeed], out: &mut impl Write) -> io::Result
         out,
         "\nSpeed in 10^9 weights a second, over a loop without vectors, and as a share of what a core can write"
     )?;
-    writeln!(out, "data         packing            ratio     pack   unpack   over loop     claim   of writing")?;
+    writeln!(
+        out,
+        "data         packing            ratio     pack   unpack   over loop     claim   of writing"
+    )?;
     for speed in speeds {
         let unpack = speed.unpack.best();
         writeln!(
@@ -302,8 +305,7 @@ pub fn measurements(ratios: &[PackingRatio], speeds: &[PackingSpeed]) -> Vec<Mea
     entries.extend(speeds().map(|speed| rate(MeasuredOperation::Pack, speed, &speed.pack, None)));
     // A weight is a byte that is written.
     let limit = |speed: &PackingSpeed| Some(speed.write);
-    entries
-        .extend(speeds().map(|speed| rate(MeasuredOperation::Unpack, speed, &speed.unpack, limit(speed))));
+    entries.extend(speeds().map(|speed| rate(MeasuredOperation::Unpack, speed, &speed.unpack, limit(speed))));
     entries
 }
 

@@ -173,9 +173,15 @@ mod tests {
     #[test]
     fn intervals_are_those_of_the_books() {
         // The ranks that tables of the sign test give for 95 %.
-        for (n, ranks) in [(5, None), (6, Some((1, 6))), (8, Some((1, 8))), (9, Some((2, 8))), (15, Some((4, 12)))] {
+        for (n, ranks) in
+            [(5, None), (6, Some((1, 6))), (8, Some((1, 8))), (9, Some((2, 8))), (15, Some((4, 12)))]
+        {
             let samples = of(&(1..=n).rev().map(f64::from).collect::<Vec<_>>());
-            assert_eq!(samples.interval(), ranks.map(|(low, high): (i32, i32)| (low.into(), high.into())), "{n}");
+            assert_eq!(
+                samples.interval(),
+                ranks.map(|(low, high): (i32, i32)| (low.into(), high.into())),
+                "{n}"
+            );
         }
         let (low, high) = of(&(1..=1000).map(f64::from).collect::<Vec<_>>()).interval().unwrap();
         assert_eq!((low, high), (469.0, 532.0));

@@ -62,7 +62,9 @@ fn the_head_is_counted_as_it_is_read() {
 #[test]
 fn packings_are_measured_without_a_model() {
     let text = quiet_success(&["bench", "packing", "--len", "5003"]);
-    for table in ["Ratio over int8", "Claims of the seed document", "Speed in 10^9 weights", "Automatic choice"] {
+    for table in
+        ["Ratio over int8", "Claims of the seed document", "Speed in 10^9 weights", "Automatic choice"]
+    {
         assert!(text.contains(table), "no {table} in {text}");
     }
     let results = json(&quiet_success(&["bench", "packing", "--len", "5003", "--json"]));

@@ -104,7 +104,11 @@ struct Case {
 pub(crate) fn compare(args: &CompareArgs) -> anyhow::Result<()> {
     let mut sizes = args.sizes.clone();
     sizes.dedup();
-    if sizes.iter().try_fold(0usize, |sum, size| sum.checked_add(size.rows.checked_mul(size.cols)?)).is_none_or(|n| n > MAX_WEIGHTS) {
+    if sizes
+        .iter()
+        .try_fold(0usize, |sum, size| sum.checked_add(size.rows.checked_mul(size.cols)?))
+        .is_none_or(|n| n > MAX_WEIGHTS)
+    {
         wrong_usage(&format!("--sizes must have {MAX_WEIGHTS} weights together at most"));
     }
     if (1..sizes.len()).any(|i| sizes[..i].contains(&sizes[i])) {
@@ -167,7 +171,10 @@ fn print(results: &Results, out: &mut impl Write) -> io::Result<()> {
     let Machine { write_gb_s, int8_gop_s, .. } = results.machine;
     writeln!(out, "{}", results.machine)?;
     writeln!(out, "writes {write_gb_s:.1} GB/s, {int8_gop_s:.0} 10^9 int8 operations/s in registers\n")?;
-    writeln!(out, "operation  case                         data                            median  95 % between       unit               of limit")?;
+    writeln!(
+        out,
+        "operation  case                         data                            median  95 % between       unit               of limit"
+    )?;
     for entry in &results.entries {
         let interval = entry.interval().map_or("-".to_owned(), |(low, high)| format!("{low:.3}-{high:.3}"));
         writeln!(
@@ -245,7 +252,8 @@ fn packings(operation: MeasuredOperation, size: MatrixSize, kernels: &'static Ke
             MeasuredOperation::Ratio => {
                 let ratio = f64::from(packed.compression_ratio);
                 let mut case = case((operation, &name, data, Unit::Ratio), bytes, move |_| ratio);
-                (case.entry.bytes, case.entry.limit, case.entry.claim) = (None, Some(limit), Some(claim.ratio));
+                (case.entry.bytes, case.entry.limit, case.entry.claim) =
+                    (None, Some(limit), Some(claim.ratio));
                 case
             }
             MeasuredOperation::Pack => case((operation, &name, data, Unit::Weights), bytes, move |_| {
@@ -256,7 +264,8 @@ fn packings(operation: MeasuredOperation, size: MatrixSize, kernels: &'static Ke
             _ => case((operation, &name, data, Unit::Weights), bytes, move |arena| {
                 let unpacker = SimdUnpacker::with_kernels(kernels);
                 fastest(len, TIME, || {
-                    let unpacked = unpacker.unpack_into(black_box(packed.view()), black_box(arena.window(len)));
+                    let unpacked =
+                        unpacker.unpack_into(black_box(packed.view()), black_box(arena.window(len)));
                     unpacked.expect("what was packed here unpacks");
                 })
             }),

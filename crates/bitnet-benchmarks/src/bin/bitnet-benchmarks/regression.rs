@@ -100,7 +100,8 @@ pub(crate) fn changes<'a>(
             current.machine
         );
     }
-    let like = |entries: &'a [Measurement], entry: &Measurement| entries.iter().find(|other| other.is_like(entry));
+    let like =
+        |entries: &'a [Measurement], entry: &Measurement| entries.iter().find(|other| other.is_like(entry));
     let mut changes = Changes { rows: Vec::new(), only_in_baseline: Vec::new(), only_in_current: Vec::new() };
     for current in &current.entries {
         match like(&baseline.entries, current) {
@@ -136,7 +137,10 @@ impl Changes<'_> {
     }
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "operation  case                         data                          baseline   current  ratio")?;
+        writeln!(
+            out,
+            "operation  case                         data                          baseline   current  ratio"
+        )?;
         for Change { baseline, current, ratio, verdict } in &self.rows {
             writeln!(
                 out,
@@ -148,7 +152,9 @@ impl Changes<'_> {
                 current.samples.median(),
             )?;
         }
-        for (entries, place) in [(&self.only_in_baseline, "baseline"), (&self.only_in_current, "current results")] {
+        for (entries, place) in
+            [(&self.only_in_baseline, "baseline"), (&self.only_in_current, "current results")]
+        {
             for entry in entries {
                 writeln!(out, "only in the {place}: {entry}")?;
             }
@@ -193,7 +199,9 @@ pub(crate) fn regression_check(args: &RegressionArgs) -> anyhow::Result<ExitCode
         changes.print(&mut stdout)?;
     }
     if (now / before - 1.0).abs() > args.threshold {
-        eprintln!("note: memory was written at {before:.1} GB/s then and {now:.1} now: the machine itself changed");
+        eprintln!(
+            "note: memory was written at {before:.1} GB/s then and {now:.1} now: the machine itself changed"
+        );
     }
     Ok(match changes.count(Verdict::Worse) {
         0 => ExitCode::SUCCESS,
