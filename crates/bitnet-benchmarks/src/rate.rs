@@ -69,7 +69,7 @@ impl Samples {
     /// fewer than k of n throws of a coin show heads (Conover, "Practical Nonparametric Statistics", 1999, section 3.2).
     pub fn interval(&self) -> Option<(f64, f64)> {
         let (sorted, n) = (self.sorted(), self.0.len());
-        let mut probability = 0.5f64.powi(n as i32); // of exactly k heads
+        let mut probability = (0..n).fold(1.0, |half, _| half / 2.0); // of exactly k heads
         let (mut k, mut fewer) = (0, probability);
         while fewer <= MISS {
             k += 1;
