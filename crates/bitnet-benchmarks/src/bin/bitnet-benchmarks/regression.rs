@@ -213,7 +213,6 @@ pub(crate) fn regression_check(args: &RegressionArgs) -> anyhow::Result<ExitCode
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 mod tests {
     use bitnet_benchmarks::{MeasuredOperation, Unit};
 
