@@ -1,6 +1,7 @@
 //! `bitnet bench`: how fast a model runs, and how far that is from what the machine could do.
 
 mod compare;
+mod packing;
 mod report;
 pub(crate) mod rounds;
 
@@ -15,7 +16,7 @@ use bitnet_inference::{HeadMode, Model, Preparation, Session, SessionOptions, so
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::limits::Limits;
 use bitnet_quant::packing::{I2sLayout, TernaryFormat};
-use clap::Args;
+use clap::{Args, Subcommand};
 use tempfile::NamedTempFile;
 
 use crate::convert::ProgressLine;
@@ -24,11 +25,13 @@ use crate::model::{ModelArgs, print_notices};
 use crate::session::{HeadArgs, KvFormat};
 use crate::values;
 use compare::Peer;
+use packing::PackingArgs;
 use report::Report;
 use rounds::Candidates;
 
-/// Measure the speed of a model.
+/// Measure the speed of a model, or of a part of the engine.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = "\
     Prompt processing (pp) computes all tokens of a prompt and the logits of the last. Generation (tg) starts in an \
     empty context, or behind --depth tokens, and takes the most likely token each time. Both are run once unmeasured, and then --repeat times; the \
@@ -44,9 +47,12 @@ use rounds::Candidates;
     Examples:\n  \
     bitnet bench\n  \
     bitnet bench --shape 2b-4t\n  \
+    bitnet bench packing\n  \
     bitnet bench --model model.gguf --prompt-tokens 512 --gen-tokens 128 --threads 2 --json\n  \
     bitnet bench --model model.gguf --prompt-tokens 512 --compare 'llama-bench -m other.gguf -p 512 -n 64 -t 2 -o json'")]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    part: Option<Part>,
     #[command(flatten)]
     model: ModelArgs,
     /// A random model of this shape, made for the run in the folder for temporary files, instead of --model.
@@ -81,7 +87,16 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
+/// What can be measured without a model.
+#[derive(Debug, Subcommand)]
+enum Part {
+    Packing(PackingArgs),
+}
+
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    if let Some(Part::Packing(args)) = &args.part {
+        return packing::packing(args);
+    }
     // Weights that are half made go with an interrupted run.
     interrupt::install()?;
     let precision = KvFormat::asked(args.kv);

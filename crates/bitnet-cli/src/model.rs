@@ -29,6 +29,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The environment variable that chooses the kernels.
 const ISA_VARIABLE: &str = "BITNET_ISA";
 
+/// The instruction set that the environment asks for.
+pub(crate) fn asked_isa() -> anyhow::Result<Option<Isa>> {
+    let asked = env::var_os(ISA_VARIABLE);
+    asked.map(|name| name.to_string_lossy().parse().context(ISA_VARIABLE)).transpose()
+}
+
 /// Which file, and how it is read.
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
@@ -112,10 +118,7 @@ impl ComputeArgs {
         head: Option<HeadMode>,
     ) -> anyhow::Result<ModelOptions> {
         self.device.check()?;
-        let isa = match env::var_os(ISA_VARIABLE) {
-            None => None,
-            Some(name) => Some(name.to_string_lossy().parse::<Isa>().context(ISA_VARIABLE)?),
-        };
+        let isa = asked_isa()?;
         // What is asked for by a flag goes before what the precisions say.
         let precision = match head.and_then(HeadMode::bounds) {
             Some(bounds) => precision.with_component(ComponentType::HeadBounds, bounds),

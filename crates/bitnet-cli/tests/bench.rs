@@ -59,6 +59,23 @@ fn the_head_is_counted_as_it_is_read() {
     }
 }
 
+#[test]
+fn packings_are_measured_without_a_model() {
+    let text = quiet_success(&["bench", "packing", "--len", "5003"]);
+    for table in
+        ["Ratio over int8", "Claims of the seed document", "Speed in 10^9 weights", "Automatic choice"]
+    {
+        assert!(text.contains(table), "no {table} in {text}");
+    }
+    let results = json(&quiet_success(&["bench", "packing", "--len", "5003", "--json"]));
+    assert_eq!(results["version"], 1);
+    let entries = results["entries"].as_array().unwrap();
+    // Ratio, packing and unpacking of seven packings on seven kinds of weights.
+    assert_eq!(entries.len(), 3 * 7 * 7);
+    let limit = results["machine"]["write_gb_s"].as_f64().unwrap();
+    assert!(limit > 0.0 && entries.iter().all(|entry| entry["samples"][0].as_f64().unwrap() > 0.0));
+}
+
 /// Commands for `--compare`: what a shell of Unix prints in the place of another benchmark.
 #[cfg(unix)]
 mod compare {

@@ -34,6 +34,8 @@ fn wrong_usage_has_its_own_status() {
         &["logits", "--tokens", "1,x", "--output", "y"],
         &["tokenize", "--decode", "--special", "1"],
         &["bench", "--repeat", "0"],
+        &["bench", "--json", "packing"],
+        &["bench", "packing", "--len", "0"],
         &["completions", "tcl"],
     ] {
         let output = call(args);

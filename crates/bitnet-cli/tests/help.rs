@@ -23,6 +23,7 @@ fn help_of_the_program_and_of_every_subcommand() {
         assert!(help.contains("Examples:\n  "), "{subcommand} shows how it is used");
         insta::assert_snapshot!(subcommand, help);
     }
+    insta::assert_snapshot!("bench_packing", quiet_success(&["bench", "packing", "--help"]));
 }
 
 #[test]

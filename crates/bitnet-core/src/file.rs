@@ -16,7 +16,7 @@ pub use cache::{CacheDir, DERIVED_SUFFIX};
 pub use folder::find_model;
 pub use hub::snapshot_name;
 pub use mapping::{Bytes, Mapping};
-pub use output::{OutputFolder, TensorSink, check_writable, remove_unfinished_files};
+pub use output::{OutputFolder, TensorSink, check_writable, remove_unfinished_files, write_whole};
 
 /// The most tensors or keys that any file may describe; real files have a few thousand.
 const MAX_ENTRIES: usize = 65_536;

@@ -69,6 +69,13 @@ impl OutputFile {
     }
 }
 
+/// Writes a file that is small enough to be in memory.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = OutputFile::create(path)?;
+    file.write(bytes)?;
+    file.publish()
+}
+
 /// Fails as writing a file there would, before the work that is to be written: a folder that is missing or cannot be
 /// written, or something at `path` that is no file. Nothing is left there.
 pub fn check_writable(path: &Path) -> Result<()> {
