@@ -1,5 +1,5 @@
 //! Benchmarks must work: `bitnet bench` on the embedded model with a few tokens, to see that no number is missing or 0,
-//! and every benchmark of the kernels, the memory pool, the packings and the quantisers once.
+//! and every benchmark of the kernels, the memory pool, tensors, the packings and the quantisers once.
 
 use serde_json::Value;
 
@@ -10,13 +10,15 @@ use crate::error::Error;
 /// Tokens a second of the prompt and of generation, bytes a second, and the share of the measured peak bandwidth.
 const KEYS: [&str; 4] = ["pp_tok_s", "tg_tok_s", "tg_gb_s", "tg_peak_share"];
 
-const BENCHES: [(&str, &str); 6] = [
-    ("bitnet-quant", "kernels"),
-    ("bitnet-quant", "entropy"),
-    ("bitnet-core", "memory"),
-    ("bitnet-benchmarks", "packing_performance"),
-    ("bitnet-benchmarks", "simd_unpacking_performance"),
-    ("bitnet-benchmarks", "quantization_performance"),
+/// Packages, their benchmarks, and the features that these need.
+const BENCHES: [(&str, &str, &str); 7] = [
+    ("bitnet-quant", "kernels", ""),
+    ("bitnet-quant", "entropy", ""),
+    ("bitnet-core", "memory", ""),
+    ("bitnet-core", "tensor", "linalg"),
+    ("bitnet-benchmarks", "packing_performance", ""),
+    ("bitnet-benchmarks", "simd_unpacking_performance", ""),
+    ("bitnet-benchmarks", "quantization_performance", ""),
 ];
 
 pub(crate) fn run() -> Result<Outcome, Error> {
@@ -34,8 +36,9 @@ pub(crate) fn run() -> Result<Outcome, Error> {
         "--json",
     ]))?;
     check_report(&report)?;
-    for (package, bench) in BENCHES {
-        run_command(cargo(["bench", "--package", package, "--bench", bench, "--", "--test"]))?;
+    for (package, bench, features) in BENCHES {
+        let of = ["bench", "--package", package, "--bench", bench, "--features", features, "--", "--test"];
+        run_command(cargo(of))?;
     }
     Ok(Outcome::Done)
 }
