@@ -1,7 +1,9 @@
 //! The seed document's samples of the memory pool, under its names.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bitnet_core::Device;
 use bitnet_core::device::auto_select_device;
 use bitnet_core::memory::{
     CleanupConfig, HybridMemoryPool, MemoryPoolConfig, MemoryPressureLevel, TrackingConfig, TrackingLevel,
@@ -32,14 +34,22 @@ fn advanced_memory_tracking() -> SampleResult {
         enable_leak_detection: true,
         ..Default::default()
     });
+    // Little enough to run short of.
+    (config.initial_small_pool_size, config.initial_large_pool_size) = (0, 0);
+    (config.max_small_pool_size, config.max_large_pool_size) = (1 << 20, 16 << 20);
     let pool = HybridMemoryPool::with_config(config)?;
-    pool.register_pressure_callback(Box::new(|level| match level {
-        MemoryPressureLevel::Critical => eprintln!("memory is about to run out"),
-        MemoryPressureLevel::High => println!("memory is getting short"),
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let said = Arc::clone(&heard);
+    pool.register_pressure_callback(Box::new(move |level| match level {
+        MemoryPressureLevel::Critical => said.lock().unwrap().push("memory is about to run out"),
+        MemoryPressureLevel::High => said.lock().unwrap().push("memory is getting short"),
         _ => {}
     }));
     let detailed = pool.get_detailed_metrics().ok_or("the pool tracks")?;
     assert_eq!((detailed.pressure_level, detailed.fragmentation_ratio), (MemoryPressureLevel::None, 0.0));
+    let most = pool.allocate(16 << 20, 64, &Device::Cpu)?;
+    assert_eq!(*heard.lock().unwrap(), ["memory is getting short"]);
+    drop(most);
     Ok(())
 }
 
