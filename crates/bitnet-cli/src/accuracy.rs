@@ -29,6 +29,12 @@ pub(crate) struct AccuracyArgs {
     pub(crate) json: bool,
 }
 
+/// The text of a file.
+pub(crate) struct GivenText {
+    pub(crate) path: PathBuf,
+    text: String,
+}
+
 /// Differences to the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Accuracy {
@@ -105,15 +111,22 @@ impl AccuracyArgs {
         if self.text.is_some() { "given" } else { "generated" }
     }
 
-    /// The tokens of the text: those of the file, or some that `model` generates.
-    pub(crate) fn ids(&self, model: &Model) -> anyhow::Result<Vec<u32>> {
+    /// Reads the file of the text, if there is one.
+    pub(crate) fn read_text(&self) -> anyhow::Result<Option<GivenText>> {
+        let Some(path) = &self.text else { return Ok(None) };
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        anyhow::ensure!(!text.trim().is_empty(), "{}: has no text; give a file with some", path.display());
+        Ok(Some(GivenText { path: path.clone(), text }))
+    }
+
+    /// The tokens of the given text, or some that `model` generates.
+    pub(crate) fn ids(&self, given: Option<GivenText>, model: &Model) -> anyhow::Result<Vec<u32>> {
         let config = model.config();
         let room = MAX_REFERENCE_BYTES / (config.vocab_size * size_of::<f32>());
         let most = config.max_seq_len.min(room).max(2);
-        let Some(path) = &self.text else {
+        let Some(GivenText { path, text }) = given else {
             return generated(self.tokens.unwrap_or(DEFAULT_TOKENS).min(most), model);
         };
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut ids = model.text()?.encode(&text)?;
         anyhow::ensure!(
             ids.len() >= 2,

@@ -193,6 +193,7 @@ pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
     }
 
     let mut reference = None;
+    let mut text = args.accuracy.read_text()?;
     let mut measured = Vec::new();
     let mut machine = (0, "");
     for (policy, config) in policies.iter().zip(configs) {
@@ -204,7 +205,7 @@ pub(crate) fn precision(args: &PrecisionArgs) -> anyhow::Result<()> {
         machine = (model.n_threads(), model.kernels_name());
         let reference = match &mut reference {
             Some(reference) => reference,
-            none => none.insert(Reference::new(&model, args.accuracy.ids(&model)?)?),
+            none => none.insert(Reference::new(&model, args.accuracy.ids(text.take(), &model)?)?),
         };
         let analysis = plan.manager().analyze_configuration()?;
         measured.push(measure(policy.name(), &model, reference, analysis)?);

@@ -4,7 +4,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
-use bitnet_inference::convert::WriteProgress;
+use bitnet_inference::convert::{WriteProgress, refuse_own_input};
 use bitnet_inference::quantize::{self, QuantizeOptions, QuantizeReport, QuantizeTarget};
 use bitnet_inference::source;
 use clap::Args;
@@ -18,7 +18,7 @@ use crate::values;
 /// Give an ordinary model ternary weights.
 ///
 /// The projections of a bf16, f16 or f32 model (BitNet, Llama or Qwen3) are quantised by absmean; embedding, head and norms
-/// stay as they are. Master weights of a BitNet model give the model that was trained. A model that was not trained to be
+/// stay as they are. Master weights of a BitNet model give the model that was trained, without --sparsity. A model that was not trained to be
 /// ternary is destroyed by it: the report says how far.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -93,6 +93,10 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     // What cannot be measured shows before anything is written.
     let engine = report::engine_options(args)?;
+    let text = args.accuracy.read_text()?;
+    if let Some(text) = &text {
+        refuse_own_input(&text.path, &args.output)?;
+    }
     let output_type = args.output_type.unwrap_or_else(|| OutputType::of_path(&args.output));
     if output_type == OutputType::Hf && args.output.extension().is_some_and(|e| e == "safetensors") {
         anyhow::bail!(
@@ -108,12 +112,12 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     drop(line);
     print_notices(&written);
     if args.no_report {
-        if !written.trained_ternary {
-            say!("warning: {}; run without --no-report to see how far", report::DESTROYED);
+        if let Some(harm) = report::harm(args, written.trained_ternary) {
+            say!("warning: {harm}; run without --no-report to see how far");
         }
         return Ok(());
     }
-    report::print(args, &engine, &*source, written.trained_ternary)
+    report::print(args, &engine, &*source, text, written.trained_ternary)
 }
 
 fn print_notices(written: &QuantizeReport) {

@@ -34,6 +34,27 @@ fn a_converted_model_computes_the_same_and_runs() {
 }
 
 #[test]
+fn what_is_no_model_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let [input, output] = ["in.gguf", "out"].map(|name| folder.path().join(name));
+    synth(&input, "128");
+    let [input, to] = [&input, &output].map(|path| path.to_str().unwrap());
+    for kind in [&["--type", "i2_s"][..], &["--compress"]] {
+        let convert = || call(&[&["convert", "--input", input, "--output", to], kind].concat());
+        fs::write(&output, "notes").unwrap();
+        let refused = convert();
+        assert_eq!(refused.status, 1);
+        assert!(refused.stderr.contains("a new file, or a model that it replaces"), "{}", refused.stderr);
+        assert_eq!(fs::read(&output).unwrap(), b"notes");
+        fs::remove_file(&output).unwrap();
+        for _ in 0..2 {
+            let result = convert();
+            assert_eq!(result.status, 0, "{}", result.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_refused_conversion_names_the_tensor_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("synth.gguf"), folder.path().join("converted.gguf"));
@@ -46,8 +67,8 @@ fn a_refused_conversion_names_the_tensor_and_writes_nothing() {
     };
     convert();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the input is there");
-    fs::write(&output, "an earlier file").unwrap();
+    fs::write(&output, "GGUF, an earlier file").unwrap();
     convert();
-    assert_eq!(fs::read_to_string(&output).unwrap(), "an earlier file");
+    assert_eq!(fs::read_to_string(&output).unwrap(), "GGUF, an earlier file");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }

@@ -67,7 +67,7 @@ fn a_policy_is_measured_on_a_given_text() {
         output.stderr
     };
     let empty = file("empty", "");
-    assert!(failure(&["--text", &empty]).contains("fewer than two tokens"));
+    assert!(failure(&["--text", &empty]).contains("has no text"));
     assert!(failure(&["--text", "no-such-file"]).contains("no-such-file"));
     assert!(failure(&["--policy", "boldest"]).contains("conservative, balanced, aggressive, or a JSON file"));
     let broken = file("broken.json", r#"{"components": {"norm": "i4"}}"#);

@@ -72,6 +72,36 @@ fn master_weights_are_no_reason_to_warn() {
         assert!(text.contains(word), "no {word} in {text}");
     }
     assert_eq!(run(&["--no-report"]), "");
+    let pruned = call(&[&args[..], &["--sparsity", "0.9", "--tokens", "8"]].concat());
+    assert_eq!(pruned.status, 0, "{}", pruned.stderr);
+    assert!(
+        pruned.stderr.contains("warning: --sparsity") && pruned.stderr.contains("perplexity was"),
+        "{}",
+        pruned.stderr
+    );
+}
+
+#[test]
+fn a_given_text_is_what_is_measured() {
+    let masters = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/stories-bf16");
+    if !masters.exists() {
+        eprintln!("skipped: {} is not there", masters.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (output, text) = (folder.path().join("out.gguf"), folder.path().join("text"));
+    fs::write(&text, "Once upon a time there was a snail who wanted to fly.").unwrap();
+    let paths = [masters.to_str().unwrap(), output.to_str().unwrap(), text.to_str().unwrap()];
+    let args = ["quantize", "--input", paths[0], "--output", paths[1], "--text", paths[2], "--json"];
+    let result = call(&args);
+    assert_eq!((result.status, result.stderr.as_str()), (0, ""));
+    let report = parse(&result.stdout);
+    assert_eq!(report["text"], "given");
+    assert!((8..40).contains(&report["tokens"].as_u64().unwrap()), "{}", report["tokens"]);
+    assert_eq!(
+        report["perplexity_before"], report["perplexity_after"],
+        "the masters are those of this model"
+    );
 }
 
 #[test]
@@ -101,6 +131,22 @@ fn what_makes_no_sense_is_refused() {
     let refused = failure(&["--input", &input, "--output", output, "--type", "tq1_0"]);
     assert!(refused.contains("q_proj") && refused.contains("i2_s can hold it"), "{refused}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the input is there");
+    let text = folder.path().join("text");
+    for (content, problem) in
+        [(None, "No such file"), (Some(&b" \n"[..]), "has no text"), (Some(&b"\xff\xfe"[..]), "UTF-8")]
+    {
+        content.into_iter().for_each(|content| fs::write(&text, content).unwrap());
+        let args = ["--input", &input, "--output", output, "--text", text.to_str().unwrap()];
+        assert!(failure(&args).contains(problem), "{problem}");
+    }
+    fs::write(&text, "a text").unwrap();
+    let own = text.to_str().unwrap();
+    let refused = failure(&["--input", &input, "--output", own, "--text", own, "--type", "i2_s"]);
+    assert!(refused.contains("must be another file than the input"), "{refused}");
+    let refused = failure(&["--input", &input, "--output", own, "--type", "i2_s", "--no-report"]);
+    assert!(refused.contains("a new file, or a model that it replaces"), "{refused}");
+    assert_eq!(fs::read(&text).unwrap(), b"a text");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "only the input and the text are there");
     let warning = run(&["--no-report", "--sparsity", "0.8"]);
     assert_eq!((warning.status, warning.stdout.as_str()), (0, ""));
     assert!(warning.stderr.contains("destroys it; run without --no-report"), "{}", warning.stderr);

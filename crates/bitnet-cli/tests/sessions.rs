@@ -35,6 +35,26 @@ fn an_answer_goes_on_in_another_call() {
 }
 
 #[test]
+fn what_is_no_session_is_not_replaced_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let file = path.to_str().unwrap();
+    let run = ["run", "--temperature", "0", "--prompt", "a", "--max-tokens", "2", "--save-session"];
+    for content in [b"GGUF\x03\0\0\0", &b"notes"[..], b"\x02\0\0\0\0\0\0\0{}"] {
+        fs::write(&path, content).unwrap();
+        let refused = call(&[&run[..], &[file]].concat());
+        assert_eq!((refused.status, refused.stdout.as_str()), (1, ""), "{}", refused.stderr);
+        assert!(refused.stderr.contains("is no saved session, and is not replaced"), "{}", refused.stderr);
+        assert!(fs::read(&path).unwrap() == content);
+    }
+    fs::write(&path, "").unwrap();
+    for _ in 0..2 {
+        quiet_success(&[&run[..], &[file]].concat());
+        assert!(SavedSession::is_at(&path));
+    }
+}
+
+#[test]
 fn a_conversation_and_a_text_take_another_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.session");

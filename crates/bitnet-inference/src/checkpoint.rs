@@ -66,6 +66,12 @@ impl SavedSession {
         Ok(saved)
     }
 
+    /// Whether the file at `path` is a saved session: this version's or another's, of any model.
+    pub fn is_at(path: &Path) -> bool {
+        let file = Mapping::open(path).and_then(SafeTensors::parse);
+        file.is_ok_and(|file| file.metadata().get(FORMAT_KEY).is_some_and(|format| format == FORMAT))
+    }
+
     /// Reads all but keys and values, whose checksum is a matter of [`SavedSession::check`].
     fn read(path: &Path) -> Result<Self> {
         let file = SafeTensors::parse(Mapping::open(path)?)?;

@@ -10,8 +10,9 @@ mod ternary;
 
 use std::path::Path;
 
-use bitnet_core::file::gguf::GgufWriter;
-use bitnet_core::file::snapshot_name;
+use bitnet_core::file::compressed::CompressedFile;
+use bitnet_core::file::gguf::{GgufWriter, MAGIC};
+use bitnet_core::file::{Mapping, snapshot_name};
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::fpenv::DefaultFloatEnv;
 use bitnet_quant::packing::TernaryFormat;
@@ -60,6 +61,7 @@ pub fn convert(
     progress: &mut dyn FnMut(WriteProgress),
 ) -> Result<ConvertReport> {
     refuse_own_input(source.path(), path)?;
+    refuse_other_files(path)?;
     let config = source.config();
     let mut notices = Vec::new();
     let mut gguf = GgufWriter::new();
@@ -84,6 +86,21 @@ pub fn refuse_own_input(input: &Path, output: &Path) -> Result<()> {
         return Err(Error::BadOption { option: "the output", must: "another file than the input" });
     }
     Ok(())
+}
+
+/// Refuses an output that is a file with something else than a model in it, which somebody would miss.
+fn refuse_other_files(output: &Path) -> Result<()> {
+    if !output.metadata().is_ok_and(|file| file.is_file() && file.len() > 0) {
+        return Ok(());
+    }
+    let file = Mapping::open(output)?;
+    let is_model = file.as_slice().starts_with(&MAGIC) || !matches!(CompressedFile::parse(file), Ok(None));
+    match is_model {
+        true => Ok(()),
+        false => {
+            Err(Error::BadOption { option: "the output", must: "a new file, or a model that it replaces" })
+        }
+    }
 }
 
 /// The name of the file or folder, or of the model whose revision the folder is.

@@ -13,13 +13,14 @@ use bitnet_quant::quantize::metrics::ErrorMetrics;
 use serde_json::{Value, json};
 
 use super::QuantizeArgs;
-use crate::accuracy::{Accuracy, Reference};
+use crate::accuracy::{Accuracy, GivenText, Reference};
 use crate::convert::ProgressLine;
 use crate::model::load;
 
-/// What everybody should know before they use the result.
-pub(super) const DESTROYED: &str =
+const DESTROYED: &str =
     "this model was not trained to be ternary, and making its weights ternary afterwards destroys it";
+const PRUNED: &str =
+    "--sparsity makes zeros of weights that this model was trained with, and makes it another model";
 /// Tokens of the text on which each layer is measured alone.
 const SENSITIVITY_TOKENS: usize = 64;
 
@@ -45,13 +46,22 @@ pub(super) fn engine_options(args: &QuantizeArgs) -> anyhow::Result<ModelOptions
     })
 }
 
+/// What everybody should know before they use the result.
+pub(super) fn harm(args: &QuantizeArgs, trained_ternary: bool) -> Option<&'static str> {
+    match trained_ternary {
+        false => Some(DESTROYED),
+        true => (args.sparsity > 0.0).then_some(PRUNED),
+    }
+}
+
 pub(super) fn print(
     args: &QuantizeArgs,
     options: &ModelOptions,
     original: &dyn Source,
+    text: Option<GivenText>,
     trained_ternary: bool,
 ) -> anyhow::Result<()> {
-    let report = measure(args, options, original, trained_ternary)
+    let report = measure(args, options, original, text, trained_ternary)
         .with_context(|| format!("{} is written, but cannot be measured", args.output.display()))?;
     let mut stdout = io::stdout().lock();
     if args.accuracy.json {
@@ -60,9 +70,9 @@ pub(super) fn print(
     } else {
         report.print(&mut stdout)?;
     }
-    if !trained_ternary {
+    if let Some(harm) = harm(args, trained_ternary) {
         say!(
-            "warning: {DESTROYED}: its perplexity was {:.2} and is {:.2}",
+            "warning: {harm}: its perplexity was {:.2} and is {:.2}",
             report.perplexity_before,
             report.after.perplexity
         );
@@ -74,6 +84,7 @@ fn measure(
     args: &QuantizeArgs,
     options: &ModelOptions,
     original: &dyn Source,
+    text: Option<GivenText>,
     trained_ternary: bool,
 ) -> anyhow::Result<Report> {
     let quantized = source::open(&args.output, Default::default())?;
@@ -82,7 +93,7 @@ fn measure(
     drop(line);
 
     let before = load(original, options)?;
-    let ids = args.accuracy.ids(&before)?;
+    let ids = args.accuracy.ids(text, &before)?;
     let few = Reference::new(&before, ids[..ids.len().min(SENSITIVITY_TOKENS)].to_vec())?;
     let reference = Reference::new(&before, ids)?;
     drop(before);

@@ -49,7 +49,13 @@ impl KeepArgs {
 
     /// Opens the session to go on from, and fails where one could not be written at the end.
     pub(super) fn open(&self) -> anyhow::Result<Option<SavedSession>> {
-        self.save_session.as_deref().map_or(Ok(()), check_writable)?;
+        if let Some(path) = &self.save_session {
+            let holds_something = path.metadata().is_ok_and(|file| file.len() > 0);
+            if holds_something && !SavedSession::is_at(path) {
+                bail!("{}: is no saved session, and is not replaced; give another file", path.display());
+            }
+            check_writable(path)?;
+        }
         Ok(self.load_session.as_deref().map(SavedSession::open).transpose()?)
     }
 

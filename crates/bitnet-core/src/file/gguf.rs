@@ -21,7 +21,8 @@ pub use ggml_type::GgmlType;
 pub use value::{Array, Value, ValueType};
 pub use writer::GgufWriter;
 
-const MAGIC: [u8; 4] = *b"GGUF";
+/// How every GGUF file begins.
+pub const MAGIC: [u8; 4] = *b"GGUF";
 /// Where tensors begin unless the metadata says otherwise.
 const DEFAULT_ALIGNMENT: usize = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";

@@ -46,10 +46,11 @@ impl PrefixCache {
         let shared = |tokens: &[u32]| tokens.iter().zip(&prompt[..most]).take_while(|(a, b)| a == b).count();
         let mut found: Vec<(usize, PathBuf)> = Vec::new();
         for path in self.files_of(&stem(&model, session)) {
-            // One that another process has removed meanwhile, or that is damaged, has nothing to offer.
-            let Ok(saved) = SavedSession::read(&path) else { continue };
-            if saved.kv_dtype() == dtype {
-                found.push((shared(saved.tokens()), path));
+            match SavedSession::read(&path) {
+                Ok(saved) if saved.kv_dtype() == dtype => found.push((shared(saved.tokens()), path)),
+                Err(error) if is_damage(&error) => drop(fs::remove_file(&path)),
+                // One that another process has removed meanwhile has nothing to offer either.
+                _ => {}
             }
         }
         found.sort();

@@ -7,7 +7,7 @@ use bitnet_core::file::compressed::{self, CompressProgress, CompressReport, Comp
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_core::file::{Mapping, find_model};
 
-use super::refuse_own_input;
+use super::{refuse_other_files, refuse_own_input};
 use crate::source::HfFiles;
 use crate::{Error, Result};
 
@@ -19,6 +19,7 @@ pub fn compress(
 ) -> Result<CompressReport> {
     let input = find_model(model)?;
     refuse_own_input(&input, path)?;
+    refuse_other_files(path)?;
     let files = files_of(&input)?;
     // Everything is read before anything is written, so that a model that cannot be opened is not compressed either.
     Ok(compressed::compress(&files, path, progress)?)
