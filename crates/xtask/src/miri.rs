@@ -1,5 +1,5 @@
-//! Miri interprets layouts, packings, formats, reductions, the memory pool and tensors that threads share, and reports undefined
-//! behaviour, races among it, that no test can see.
+//! Miri interprets layouts, packings, formats, reductions, the memory pool and tensors that threads share, and reports
+//! undefined behaviour, races among it, that no test can see.
 //!
 //! It cannot run vector intrinsics: the kernels rely on the shapes that their wrappers assert, and on being equal to
 //! the oracle.
