@@ -1,6 +1,10 @@
-//! Residuals of products and decompositions.
+//! Residuals of products and decompositions, by themselves and against what NumPy computed once
+//! (`data/make_linalg_cases.py`).
+
+use std::path::Path;
 
 use bitnet_core::memory::HybridMemoryPool;
+use bitnet_core::tensor::{TensorIndex, load_tensors};
 use bitnet_core::{BitNetDType, BitNetTensor, Device, Error};
 
 fn random(shape: &[usize], seed: u64, pool: &HybridMemoryPool) -> BitNetTensor {
@@ -78,6 +82,47 @@ fn decompositions_multiply_to_what_they_decompose() {
         let b = random(&[m, 3], 8, &pool);
         let x = definite.solve(&b, &pool).unwrap();
         assert!(distance(&definite.matmul(&x, &pool).unwrap(), &b, &pool) < 1e-4, "solve {m}");
+    }
+}
+
+/// As far from NumPy's double precision as single precision may be: `size` roundings, for every sum is of no more terms,
+/// each of a part in 2²³ of the largest number that comes up, and where a matrix is divided by or decomposed into others,
+/// times its condition number, which is 4.
+#[test]
+fn results_are_those_of_numpy() {
+    let pool = HybridMemoryPool::new().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/linalg_cases.safetensors");
+    let tensors = load_tensors(&path).unwrap();
+    let shapes: Vec<&str> = tensors.keys().filter_map(|name| name.strip_suffix(".definite")).collect();
+    assert_eq!(shapes.len(), 9);
+    for case in shapes {
+        let get = |name: &str| tensors[&format!("{case}.{name}")].copy(&pool).unwrap();
+        let largest = |tensor: &BitNetTensor| {
+            tensor.abs(&pool).unwrap().max(&[], false, &pool).unwrap().as_slice::<f32>()[0]
+        };
+        let a = get("a");
+        let size = a.shape().iter().copied().max().unwrap() as f32;
+        let check = |name: &str, got: &BitNetTensor, condition: f32, scale: f32| {
+            let want = get(name);
+            assert_eq!(got.shape(), want.shape(), "{case} {name}");
+            let (error, tolerance) =
+                (distance(got, &want, &pool), f32::EPSILON * size * condition * scale.max(largest(&want)));
+            assert!(error <= tolerance, "{case} {name}: {error:e} off, {tolerance:e} allowed");
+        };
+        let (batch, row) = (get("batch"), get("row"));
+        let first = a.slice(&[TensorIndex::Index(0)]).unwrap();
+        let terms = |other: &BitNetTensor| largest(&a) * largest(other);
+        check("matmul", &a.matmul(&batch, &pool).unwrap(), 1.0, terms(&batch));
+        let dot =
+            BitNetTensor::full(&[1], first.dot(&row, &pool).unwrap(), BitNetDType::F32, &Device::Cpu, &pool);
+        check("dot", &dot.unwrap(), 1.0, terms(&row));
+        check("outer", &first.outer(&row, &pool).unwrap(), 1.0, 0.0);
+        let (_, s, _) = a.svd(&pool).unwrap();
+        check("singular_values", &s, 1.0, 0.0);
+        let (_, triangle) = a.qr(&pool).unwrap();
+        check("abs_r", &triangle.abs(&pool).unwrap(), 4.0, 0.0);
+        check("cholesky", &get("definite").cholesky(&pool).unwrap(), 4.0, 0.0);
+        check("solve", &get("regular").solve(&get("b"), &pool).unwrap(), 4.0, 0.0);
     }
 }
 

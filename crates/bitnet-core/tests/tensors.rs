@@ -183,6 +183,33 @@ fn threads_share_tensors_and_every_byte_comes_back() {
     assert_eq!((metrics.total_allocated, metrics.allocation_count), (0, metrics.deallocation_count));
 }
 
+/// Threads with a tensor of one pool between them, small enough for Miri, which reports races: each reads it through a view,
+/// writes to its clone, which must become a copy before, and may be the last to let go of the memory.
+#[test]
+fn miri_threads_share_a_tensor() {
+    // With caps, so that nobody asks the system how much memory there is.
+    let config =
+        MemoryPoolConfig { max_small_pool_size: 1 << 20, max_large_pool_size: 1 << 20, ..Default::default() };
+    let pool = HybridMemoryPool::with_config(config).unwrap();
+    let a = numbers(16, &[4, 4], &pool);
+    std::thread::scope(|scope| {
+        for n in 1..=2u8 {
+            let (shared, pool) = (a.clone(), &pool);
+            scope.spawn(move || {
+                let mut mine = shared.clone();
+                mine.add_assign(&shared.transpose().unwrap(), pool).unwrap();
+                mine.mul_assign(f32::from(n), pool).unwrap();
+                let want: Vec<f32> = (0..16).map(|i| f32::from(n * (i + i % 4 * 4 + i / 4))).collect();
+                assert_eq!(mine.as_slice::<f32>(), want);
+                drop(shared);
+            });
+        }
+        drop(a);
+    });
+    let metrics = pool.get_metrics();
+    assert_eq!((metrics.total_allocated, metrics.allocation_count), (0, metrics.deallocation_count));
+}
+
 #[test]
 fn memory_that_is_not_there_is_an_error_that_loses_nothing() {
     let pool =

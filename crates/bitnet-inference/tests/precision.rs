@@ -3,8 +3,9 @@
 use bitnet_core::BitNetDType;
 use bitnet_core::file::{Bytes, CacheDir, Mapping};
 use bitnet_core::mixed_precision::{
-    ComponentType, LayerPrecisionConfig, LayerType, MixedPrecisionConfig, OptimizationObjective,
-    PolicyAction, PolicyContext, PolicyEngine, PolicyRule, PrecisionPolicy,
+    ComponentType, ConditionOperator, ConditionType, ConditionValue, LayerPrecisionConfig, LayerType,
+    MixedPrecisionConfig, OptimizationObjective, PolicyAction, PolicyCondition, PolicyContext, PolicyEngine,
+    PolicyRule, PrecisionPolicy,
 };
 use bitnet_inference::config::Architecture;
 use bitnet_inference::source::{Part, Proj, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts};
@@ -74,6 +75,109 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<Vec<u32>> {
 
 fn with(component: ComponentType, precision: BitNetDType) -> MixedPrecisionConfig {
     MixedPrecisionConfig::default().with_component(component, precision)
+}
+
+/// The rule that what is called `component` is kept as `precision`, whatever is said elsewhere.
+fn policy(component: &str, precision: BitNetDType) -> PrecisionPolicy {
+    let value = ConditionValue::Text(component.into());
+    let condition = PolicyCondition::new(ConditionType::Component, ConditionOperator::Equal, value);
+    let rule = PolicyRule::new("format".into(), PolicyAction::SetPrecision(precision));
+    PrecisionPolicy::new("formats".into(), String::new(), String::new())
+        .add_rule(rule.add_condition(condition))
+}
+
+/// What policies are compared with: a configuration in which `component` is not `precision`, so that the policy must change
+/// what is stored and computed. The models have single precision, of which every other format rounds something away.
+fn otherwise(component: ComponentType, precision: BitNetDType) -> MixedPrecisionConfig {
+    match precision {
+        BitNetDType::F32 => with(component, BitNetDType::BF16),
+        _ => MixedPrecisionConfig::default(),
+    }
+}
+
+#[test]
+fn policies_change_what_is_stored_and_computed() {
+    // Wide norms beside a wide embedding have weights that half precision cannot hold.
+    let (matrices, norms) = (
+        recipe(DenseFormat::F32, DenseFormat::F32),
+        Recipe { norms: DenseFormat::F32, ..recipe(DenseFormat::F16, DenseFormat::F16) },
+    );
+    for (component, name, part) in [
+        (ComponentType::Embedding, "embedding", (|bytes| bytes.embedding) as fn(ModelBytes) -> usize),
+        (ComponentType::Head, "head", |bytes| bytes.head),
+        (ComponentType::DenseLinear, "dense_linear", |bytes| bytes.dense),
+        (ComponentType::Norm, "norm", |bytes| bytes.norms),
+    ] {
+        // A norm is a single vector that is multiplied as floats: it has no rows of blocks with scales, which 8 and 4 bits
+        // are stored as, and is so small that they would save nothing. Asking for them is an error.
+        let formats = if component == ComponentType::Norm { &FORMATS[..3] } else { &FORMATS };
+        assert_eq!(component.engine_formats(), formats);
+        let base = if component == ComponentType::Norm { &norms } else { &matrices };
+        for &precision in formats {
+            let without = otherwise(component, precision);
+            let (stored, computed) = run(base, without.clone());
+            let with_policy = run(base, without.with_policy(policy(name, precision)));
+            assert!(with_policy == run(base, with(component, precision)), "{name} as {precision}");
+            assert_ne!(part(with_policy.0), part(stored), "{name} as {precision}");
+            assert!(with_policy.1 != computed, "{name} as {precision}");
+            assert_eq!(with_policy.0.ternary, stored.ternary);
+        }
+    }
+    for precision in [BitNetDType::I8, BitNetDType::I4] {
+        let precision_of_norms = MixedPrecisionConfig::default().with_policy(policy("norm", precision));
+        let options = ModelOptions { precision: precision_of_norms, ..Default::default() };
+        let message = Model::embedded_with(&options).unwrap_err().to_string();
+        assert_eq!(message, format!("the norms cannot be kept as {precision}; use one of f32, f16, bf16"));
+    }
+}
+
+#[test]
+fn policies_leave_ternary_weights_alone() {
+    let ternary = Recipe { projections: vec![I2_S], ..recipe(DenseFormat::F16, DenseFormat::F16) };
+    let (stored, exact) = run(&ternary, MixedPrecisionConfig::default());
+    assert!(stored.ternary > 0 && stored.dense == 0);
+    for precision in FORMATS {
+        let of = |name| MixedPrecisionConfig::default().with_policy(policy(name, precision));
+        assert!(run(&ternary, of("dense_linear")) == (stored, exact.clone()), "{precision}");
+        let (bytes, _) = run(&ternary, of("weights"));
+        assert_eq!((bytes.ternary, bytes.dense), (stored.ternary, 0), "{precision}");
+        assert_eq!(
+            bytes.head == stored.head,
+            precision.bits() == 16,
+            "{precision}: the head is no ternary weight"
+        );
+    }
+}
+
+#[test]
+fn policies_choose_the_format_of_caches() {
+    let ids: Vec<u32> = (0..40).map(|i| i * 37 % 2048).collect();
+    let run = |of_model, of_session| {
+        let model =
+            Model::embedded_with(&ModelOptions { precision: of_model, ..Default::default() }).unwrap();
+        let before = model.pool().get_metrics().total_allocated;
+        let options = SessionOptions { precision: of_session, ..Default::default() };
+        let mut session = model.session(options).unwrap();
+        let taken = model.pool().get_metrics().total_allocated - before;
+        let logits = bits(session.forward(&ids).unwrap());
+        (session.kv_dtype(), taken, logits)
+    };
+    for precision in KV_DTYPES {
+        // By itself a cache is in half precision.
+        let without = match precision {
+            BitNetDType::F16 => with(ComponentType::KvCache, BitNetDType::BF16),
+            _ => MixedPrecisionConfig::default(),
+        };
+        let want = run(with(ComponentType::KvCache, precision), MixedPrecisionConfig::default());
+        assert_eq!(want.0, precision);
+        let policy = without.clone().with_policy(policy("kv_cache", precision));
+        assert!(run(policy.clone(), MixedPrecisionConfig::default()) == want, "{precision}: of a model");
+        assert!(run(MixedPrecisionConfig::default(), policy) == want, "{precision}: of a session");
+        let other = run(without, MixedPrecisionConfig::default());
+        assert_ne!(other.0, precision);
+        assert_eq!(other.1 == want.1, other.0.bits() == precision.bits());
+        assert_ne!(other.2, want.2);
+    }
 }
 
 #[test]

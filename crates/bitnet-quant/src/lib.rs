@@ -15,6 +15,11 @@
 //! assert_eq!(out[0] - 3 * 128, 3 * 128); // codes are weight + 1
 //! ```
 
+#[cfg(target_endian = "big")]
+compile_error!(
+    "weights are read in place, as the little-endian numbers that files hold; this processor is big-endian"
+);
+
 pub mod attention;
 pub mod bit_linear;
 pub mod dense;

@@ -1,5 +1,5 @@
-//! Miri interprets layouts, packings, formats, reductions and the memory pool, and reports undefined behaviour that no test
-//! can see.
+//! Miri interprets layouts, packings, formats, reductions, the memory pool and tensors that threads share, and reports
+//! undefined behaviour, races among it, that no test can see.
 //!
 //! It cannot run vector intrinsics: the kernels rely on the shapes that their wrappers assert, and on being equal to
 //! the oracle.
@@ -13,7 +13,7 @@ use crate::error::Error;
 /// The tests that Miri runs: where they are, and substrings of their names.
 const TESTS: [(&[&str], &[&str]); 2] = [
     (&["--package", "bitnet-quant", "--lib"], &["dense::", "layout::", "packing::", "reduce::", "ternary::"]),
-    (&["--package", "bitnet-core", "--test", "integration_test"], &["memory::miri_"]),
+    (&["--package", "bitnet-core", "--test", "integration_test"], &["memory::miri_", "tensors::miri_"]),
 ];
 /// Interpreted code is some hundred times slower, and undefined behaviour depends on the path through the code more than
 /// on values: the full number of generated cases runs natively.

@@ -1,4 +1,5 @@
-//! Tensors to and from safetensors files, which have the same bytes on every machine.
+//! Tensors to and from safetensors files, which have the same bytes on every machine: those of memory, which are
+//! little-endian as the files are, because the crates compile for no other processor.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
