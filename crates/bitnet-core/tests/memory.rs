@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_core::memory::compression::{compress, decompress};
 use bitnet_core::memory::{
-    CleanupConfig, CleanupStrategy, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, MemoryPressureLevel,
-    PatternKind, Reclaim, TrackingConfig, TrackingLevel,
+    CleanupConfig, CleanupStrategy, DetailedMemoryMetrics, HybridMemoryPool, MemoryHandle, MemoryMetrics,
+    MemoryPoolConfig, MemoryPressureLevel, PatternKind, Reclaim, TrackingConfig, TrackingLevel,
 };
 use bitnet_core::{Device, Error};
 use proptest::prelude::*;
@@ -401,6 +401,33 @@ fn patterns_are_as_sure_as_the_events_make_them() {
     };
     let bursts: Vec<u64> = (0..24).map(|i| if i % 12 == 11 { 100 } else { 0 }).collect();
     assert!(regularity(&bursts) < 0.4 && regularity(&[8; 24]) > 0.5);
+}
+
+#[test]
+fn metrics_come_back_from_json_as_they_were() {
+    let config = MemoryPoolConfig {
+        max_small_pool_size: MIB,
+        max_large_pool_size: 7 * MIB,
+        ..tracked(TrackingLevel::Detailed)
+    };
+    let pool = HybridMemoryPool::with_config(config).unwrap();
+    let mut kept: Vec<_> = [MIB, 64, MIB, 2 * MIB, MIB].map(|size| allocate(&pool, size)).into();
+    kept[2].as_mut_slice().fill(1);
+    drop(kept.remove(2));
+    kept.push(allocate(&pool, 2 * MIB));
+
+    let metrics = pool.get_metrics();
+    let text = serde_json::to_string(&metrics).unwrap();
+    assert!(text.contains(&format!("\"total_allocated\":{},", 6 * MIB + 64)), "{text}");
+    assert_eq!(serde_json::from_str::<MemoryMetrics>(&text).unwrap(), metrics);
+
+    let detailed = pool.get_detailed_metrics().unwrap();
+    assert!(detailed.fragmentation_ratio > 0.0 && detailed.by_size.len() == 3, "{detailed:?}");
+    let text = serde_json::to_string(&detailed).unwrap();
+    assert!(text.contains(r#""level":"detailed","pressure_level":"low""#), "{text}");
+    assert_eq!(serde_json::from_str::<DetailedMemoryMetrics>(&text).unwrap(), detailed);
+    let patterns = serde_json::to_value(pool.patterns().unwrap()).unwrap();
+    assert_eq!(patterns, serde_json::json!([]), "too few allocations to say anything");
 }
 
 #[test]
