@@ -407,27 +407,26 @@ fn patterns_are_as_sure_as_the_events_make_them() {
 fn metrics_come_back_from_json_as_they_were() {
     let config = MemoryPoolConfig {
         max_small_pool_size: MIB,
-        max_large_pool_size: 7 * MIB,
+        max_large_pool_size: 65 * MIB,
         ..tracked(TrackingLevel::Detailed)
     };
     let pool = HybridMemoryPool::with_config(config).unwrap();
-    let mut kept: Vec<_> = [MIB, 64, MIB, 2 * MIB, MIB].map(|size| allocate(&pool, size)).into();
-    kept[2].as_mut_slice().fill(1);
-    drop(kept.remove(2));
-    kept.push(allocate(&pool, 2 * MIB));
+    let _slab = allocate(&pool, 64);
+    let mut comb: Vec<_> = (0..63).map(|_| Some(allocate(&pool, MIB))).collect();
+    comb.iter_mut().step_by(3).for_each(|tooth| *tooth = None);
 
     let metrics = pool.get_metrics();
     let text = serde_json::to_string(&metrics).unwrap();
-    assert!(text.contains(&format!("\"total_allocated\":{},", 6 * MIB + 64)), "{text}");
+    assert!(text.contains(&format!("\"total_allocated\":{},", 42 * MIB + 64)), "{text}");
     assert_eq!(serde_json::from_str::<MemoryMetrics>(&text).unwrap(), metrics);
 
     let detailed = pool.get_detailed_metrics().unwrap();
-    assert!(detailed.fragmentation_ratio > 0.0 && detailed.by_size.len() == 3, "{detailed:?}");
+    assert!(detailed.fragmentation_ratio > 0.9 && detailed.by_size.len() == 2, "{detailed:?}");
     let text = serde_json::to_string(&detailed).unwrap();
     assert!(text.contains(r#""level":"detailed","pressure_level":"low""#), "{text}");
     assert_eq!(serde_json::from_str::<DetailedMemoryMetrics>(&text).unwrap(), detailed);
     let patterns = serde_json::to_value(pool.patterns().unwrap()).unwrap();
-    assert_eq!(patterns, serde_json::json!([]), "too few allocations to say anything");
+    assert_eq!((&patterns[1]["kind"], &patterns[1]["confidence"]), (&"size".into(), &(63.0 / 64.0).into()));
 }
 
 #[test]

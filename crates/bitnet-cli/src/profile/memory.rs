@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 /// Lines of code that people are shown, those that asked for most; programs get all.
 const MAX_ORIGINS: usize = 8;
+/// How sure a pattern must be to be shown to people.
+const SURE: f64 = 0.5;
 
 /// The state of a pool.
 pub(super) struct MemoryReport {
@@ -83,7 +85,8 @@ impl MemoryReport {
                 mb(origin.live_bytes)
             )
         }));
-        lines.extend(self.patterns.iter().map(|pattern| {
+        let sure = self.patterns.iter().filter(|pattern| pattern.confidence >= SURE);
+        lines.extend(sure.map(|pattern| {
             format!("{} ({:.0} % sure): {}", pattern.finding, 100.0 * pattern.confidence, pattern.suggestion)
         }));
         lines
