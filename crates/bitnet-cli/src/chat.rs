@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use bitnet_core::file::check_writable;
+use bitnet_core::memory::TrackingLevel;
 use bitnet_inference::{AnswerState, FinishReason, GenerateOptions, Message, SavedSession, Session};
 use clap::Args;
 
@@ -62,7 +63,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         bail!("the saved session is no conversation; give it to `bitnet run --raw --load-session`");
     }
     interrupt::install()?;
-    let model = args.model.load(args.session.head.mode())?;
+    let model = args.model.load(args.session.head.mode(), TrackingLevel::None)?;
     let sampling = args.sampling.resolve(model.suggested_sampling());
     let has_format = model.text()?.chat_template.is_some();
     if args.file.is_some() && !has_format {

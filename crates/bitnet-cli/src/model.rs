@@ -9,6 +9,7 @@ use anyhow::Context;
 use bitnet_core::Device;
 use bitnet_core::execution::{Strategy, Timings};
 use bitnet_core::file::CacheDir;
+use bitnet_core::memory::{HybridMemoryPool, MemoryPoolConfig, TrackingConfig, TrackingLevel};
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::source::{self, Source};
 use bitnet_inference::{
@@ -153,9 +154,17 @@ impl ModelArgs {
         })
     }
 
-    /// Loads the model.
-    pub(crate) fn load(&self, head: Option<HeadMode>) -> anyhow::Result<Model> {
-        let model = load(&*self.source.open()?, &self.options(Preparation::InBackground, head)?)?;
+    /// Loads the model to answer with: its pool cleans up by itself, so that a conversation that rests is compressed, and is
+    /// watched as closely as `tracking` says. Commands that measure do without, since a cleanup would be measured too.
+    pub(crate) fn load(&self, head: Option<HeadMode>, tracking: TrackingLevel) -> anyhow::Result<Model> {
+        let pool = HybridMemoryPool::with_config(MemoryPoolConfig {
+            enable_advanced_tracking: true,
+            tracking_config: Some(TrackingConfig { level: tracking, ..TrackingConfig::default() }),
+            enable_automatic_cleanup: true,
+            ..MemoryPoolConfig::default()
+        })?;
+        let options = ModelOptions { pool: Some(pool), ..self.options(Preparation::InBackground, head)? };
+        let model = load(&*self.source.open()?, &options)?;
         self.explain(&model);
         Ok(model)
     }

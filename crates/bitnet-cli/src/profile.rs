@@ -1,4 +1,7 @@
-//! What `bitnet run --profile` prints: operations with their time, bytes, and share of what memory can deliver.
+//! What `bitnet run --profile` prints: operations with their time, bytes, and share of what memory can deliver; and the
+//! memory of the model and its session.
+
+mod memory;
 
 use std::time::Duration;
 
@@ -7,6 +10,8 @@ use bitnet_inference::{Operation, OperationTotals, Profile, Session};
 use bitnet_quant::limits::{ReadPattern, read_gb_s};
 use serde_json::{Value, json};
 
+use memory::MemoryReport;
+
 /// A recording, and the peak that its rates are set against.
 pub(crate) struct ProfileReport<'a> {
     profile: &'a Profile,
@@ -14,14 +19,16 @@ pub(crate) struct ProfileReport<'a> {
     peak_gb_s: f64,
     /// The time of the run, in which all passes were, recorded or not.
     run: Duration,
+    memory: MemoryReport,
 }
 
 impl<'a> ProfileReport<'a> {
-    /// What `session` recorded in the time of a run, if it did.
+    /// What `session` recorded in the time of a run, if it did, and its pool tracks in detail.
     pub(crate) fn of(session: &'a Session, run: Duration) -> Option<Self> {
         let profile = session.profile()?;
         let (_, threads) = session.model().processor();
-        Some(ProfileReport { profile, peak_gb_s: read_gb_s(threads, probe_bytes(), &ReadPattern::ALL), run })
+        let peak_gb_s = read_gb_s(threads, probe_bytes(), &ReadPattern::ALL);
+        Some(ProfileReport { profile, peak_gb_s, run, memory: MemoryReport::of(session.model().pool())? })
     }
 
     /// What recording cost, as a share of the run.
@@ -52,6 +59,7 @@ impl<'a> ProfileReport<'a> {
             "cost_share": self.cost(),
             "prompt": phase(self.profile.prompts().collect()),
             "generation": phase(self.profile.generation().collect()),
+            "memory": self.memory.to_json(),
         })
     }
 
@@ -73,6 +81,7 @@ impl<'a> ProfileReport<'a> {
             cost.as_nanos(),
             100.0 * self.cost()
         ));
+        lines.extend(self.memory.lines());
         lines
     }
 

@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use bitnet_core::memory::TrackingLevel;
 use bitnet_core::tokenizer::Tokenizer;
 use bitnet_inference::{FinishReason, GenerateOptions, Generation, Message, Text, TokenLogprobs};
 use clap::Args;
@@ -60,8 +61,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", conflicts_with = "prompt_file")]
     logprobs: Option<usize>,
     /// Print where the time went: each operation with its calls, time, bytes, GB/s and share of what memory was measured to
-    /// deliver, and what recording has cost; on standard error, or as part of --json. Of a small model, only as many passes
-    /// are recorded as take half a percent of the time.
+    /// deliver, and what recording has cost; and what memory the model and its session have, and which lines of code asked
+    /// for it; on standard error, or as part of --json. Of a small model, only as many passes are recorded as take half a
+    /// percent of the time.
     #[arg(long, conflicts_with = "prompt_file")]
     profile: bool,
     /// Print no notes, seed or speed on standard error.
@@ -86,7 +88,8 @@ fn run_prompt(args: &RunArgs, prompt: Option<&str>) -> anyhow::Result<()> {
     let saved = args.keep.open()?;
     let prompt = prompt.map(text_or_stdin).transpose()?;
     interrupt::install()?;
-    let model = args.model.load(args.session.head.mode())?;
+    let tracking = if args.profile { TrackingLevel::Detailed } else { TrackingLevel::None };
+    let model = args.model.load(args.session.head.mode(), tracking)?;
     if !args.quiet {
         print_notices(&model);
     }

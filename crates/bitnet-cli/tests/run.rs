@@ -156,4 +156,38 @@ fn a_profile_has_the_bytes_of_what_was_computed_and_changes_no_token() {
     }
     let text = call(&["run", "--raw", "--prompt", "Once", "--max-tokens", "2", "--profile"]);
     assert!(text.stderr.contains("gate_up_proj") && text.stderr.contains("GB/s"), "{}", text.stderr);
+    assert!(text.stderr.contains("/kv_cache.rs:") && text.stderr.contains("pressure: "), "{}", text.stderr);
+}
+
+#[test]
+fn a_profile_has_the_memory_and_who_asked_for_it() {
+    let run = |flags: &[&str]| {
+        let args =
+            ["run", "--raw", "--prompt", "Once upon a time", "--max-tokens", "2", "--profile", "--json"];
+        json(&quiet_success(&[&args[..], flags].concat()))["profile"]["memory"].clone()
+    };
+    let memory = run(&["--kv", "f32", "--context", "1000"]);
+    let number = |value: &serde_json::Value, key: &str| {
+        value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
+    };
+    let in_use = number(&memory, "total_allocated");
+    assert!(in_use > 0 && number(&memory, "peak_allocated") >= in_use && number(&memory, "mapped") >= in_use);
+    // All that is out was asked for by somebody, and the keys and values by the cache.
+    let origins = memory["origins"].as_array().unwrap();
+    assert_eq!(origins.iter().map(|origin| number(origin, "live_bytes")).sum::<u64>(), in_use);
+    let of_cache = |memory: &serde_json::Value| -> u64 {
+        let origins = memory["origins"].as_array().unwrap().iter();
+        let cache = origins.filter(|origin| origin["origin"].as_str().unwrap().contains("kv_cache.rs:"));
+        cache.map(|origin| number(origin, "live_bytes")).sum()
+    };
+    let half = run(&["--kv", "f16", "--context", "1000"]);
+    assert!(of_cache(&half) > 0 && of_cache(&memory) == 2 * of_cache(&half), "{memory} {half}");
+    let tracking = &memory["tracking"];
+    assert_eq!((&tracking["level"], &tracking["pressure_level"]), (&"detailed".into(), &"none".into()));
+    let n_sized: u64 =
+        tracking["by_size"].as_array().unwrap().iter().map(|size| number(size, "allocated")).sum();
+    assert_eq!(n_sized, number(&memory, "allocation_count"));
+    let kinds: Vec<_> =
+        memory["patterns"].as_array().unwrap().iter().map(|pattern| &pattern["kind"]).collect();
+    assert!(kinds.contains(&&"size".into()), "{kinds:?}");
 }

@@ -21,6 +21,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
+use serde::{Deserialize, Serialize};
 
 use crate::sync::{AtomicUsize, Ordering};
 use crate::{Device, Error, Result};
@@ -84,7 +85,7 @@ impl Default for MemoryPoolConfig {
 }
 
 /// What a pool has given out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryMetrics {
     /// Bytes out now.
     pub total_allocated: usize,

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_core::memory::compression::{compress, decompress};
 use bitnet_core::memory::{
-    CleanupConfig, CleanupStrategy, HybridMemoryPool, MemoryHandle, MemoryPoolConfig, MemoryPressureLevel,
-    PatternKind, Reclaim, TrackingConfig, TrackingLevel,
+    CleanupConfig, CleanupStrategy, DetailedMemoryMetrics, HybridMemoryPool, MemoryHandle, MemoryMetrics,
+    MemoryPoolConfig, MemoryPressureLevel, PatternKind, Reclaim, TrackingConfig, TrackingLevel,
 };
 use bitnet_core::{Device, Error};
 use proptest::prelude::*;
@@ -401,6 +401,32 @@ fn patterns_are_as_sure_as_the_events_make_them() {
     };
     let bursts: Vec<u64> = (0..24).map(|i| if i % 12 == 11 { 100 } else { 0 }).collect();
     assert!(regularity(&bursts) < 0.4 && regularity(&[8; 24]) > 0.5);
+}
+
+#[test]
+fn metrics_come_back_from_json_as_they_were() {
+    let config = MemoryPoolConfig {
+        max_small_pool_size: MIB,
+        max_large_pool_size: 65 * MIB,
+        ..tracked(TrackingLevel::Detailed)
+    };
+    let pool = HybridMemoryPool::with_config(config).unwrap();
+    let _slab = allocate(&pool, 64);
+    let mut comb: Vec<_> = (0..63).map(|_| Some(allocate(&pool, MIB))).collect();
+    comb.iter_mut().step_by(3).for_each(|tooth| *tooth = None);
+
+    let metrics = pool.get_metrics();
+    let text = serde_json::to_string(&metrics).unwrap();
+    assert!(text.contains(&format!("\"total_allocated\":{},", 42 * MIB + 64)), "{text}");
+    assert_eq!(serde_json::from_str::<MemoryMetrics>(&text).unwrap(), metrics);
+
+    let detailed = pool.get_detailed_metrics().unwrap();
+    assert!(detailed.fragmentation_ratio > 0.9 && detailed.by_size.len() == 2, "{detailed:?}");
+    let text = serde_json::to_string(&detailed).unwrap();
+    assert!(text.contains(r#""level":"detailed","pressure_level":"low""#), "{text}");
+    assert_eq!(serde_json::from_str::<DetailedMemoryMetrics>(&text).unwrap(), detailed);
+    let patterns = serde_json::to_value(pool.patterns().unwrap()).unwrap();
+    assert_eq!((&patterns[1]["kind"], &patterns[1]["confidence"]), (&"size".into(), &(63.0 / 64.0).into()));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use bitnet_core::Error as CoreError;
+use bitnet_core::memory::TrackingLevel;
 use bitnet_core::sequence::{SequenceManager, TruncationStrategy};
 use bitnet_inference::{Answer, Batch, Text};
 use clap::{Args, ValueEnum};
@@ -52,7 +53,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let path = args.lines.prompt_file.as_deref().unwrap_or(Path::new("-"));
     let prompts = read_lines(path)?;
     interrupt::install()?;
-    let model = args.model.load(args.session.head.mode())?;
+    let model = args.model.load(args.session.head.mode(), TrackingLevel::None)?;
     let sampling = args.sampling.resolve(model.suggested_sampling().filter(|_| !args.raw));
     if !args.quiet {
         print_notices(&model);

@@ -13,6 +13,8 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use self::patterns::{AllocationPattern, Event};
 use super::cleanup::calmly;
 use super::spin::Spin;
@@ -28,7 +30,8 @@ const TIMELINE_EVERY: usize = 64;
 const MAX_POINTS: usize = 512;
 
 /// How closely a pool is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TrackingLevel {
     /// Not at all.
     None,
@@ -80,7 +83,8 @@ impl TrackingConfig {
 
 /// How short memory is. With a threshold t of 0.8, the levels begin at 0.6, 0.8, 0.9 and 0.95 of the limit: at ¾ t, at t,
 /// and where half and three quarters of the rest are gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MemoryPressureLevel {
     /// There is plenty.
     None,
@@ -221,7 +225,7 @@ impl Tracked {
 }
 
 /// What tracking has found about a pool.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DetailedMemoryMetrics {
     /// How closely the pool is watched.
     pub level: TrackingLevel,
@@ -237,7 +241,7 @@ pub struct DetailedMemoryMetrics {
 }
 
 /// Allocations of about one size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeUse {
     /// Sizes up to here, and above the power of two before.
     pub up_to: usize,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bitnet_quant::float::ln64;
+use serde::Serialize;
 
 use super::TimelinePoint;
 use crate::Device;
@@ -27,7 +28,8 @@ pub(super) struct Event {
 }
 
 /// What a pattern is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PatternKind {
     /// Most allocations are on one device.
     Device,
@@ -40,7 +42,7 @@ pub enum PatternKind {
 }
 
 /// Something that the latest allocations have in common.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AllocationPattern {
     /// What it is about.
     pub kind: PatternKind,
