@@ -72,11 +72,7 @@ pub fn quantize(
         }
         QuantizeTarget::HuggingFace => {
             convert::refuse_own_input(source.path(), path)?;
-            let hf = source.hf().ok_or_else(|| Error::Unsupported {
-                path: source.path().into(),
-                what: "a Hugging Face folder from a GGUF file, which has no configuration for one,".into(),
-                hint: "use another type, or the model as Hugging Face has it".into(),
-            })?;
+            let hf = source.hf().ok_or_else(|| no_folder(source))?;
             let _env = DefaultFloatEnv::enter();
             let scale_error = packed::write(&masters, hf, path, progress)?;
             Ok(QuantizeReport { trained_ternary, scale_error, notices: Vec::new() })
@@ -97,7 +93,7 @@ impl<'a> Masters<'a> {
     fn new(source: &'a dyn Source, sparsity: f32) -> Result<Self> {
         let (mut has_masters, mut has_dense) = (false, false);
         for role in Role::all(source.config().n_layers).into_iter().filter(is_projection) {
-            match source.tensor(role)?.map(|tensor| tensor.data) {
+            match source.outline(role)?.map(|tensor| tensor.data) {
                 Some(StoredData::Ternary { .. }) => {
                     return Err(Error::Unsupported {
                         path: source.path().into(),
@@ -112,6 +108,36 @@ impl<'a> Masters<'a> {
         }
         Ok(Masters { source, dense_too: has_dense && !has_masters, sparsity })
     }
+
+    /// The tensor of `role`, as master weights where it counts as such.
+    fn master(&self, role: Role, tensor: StoredTensor) -> StoredTensor {
+        let sparsity = self.sparsity;
+        let data = match tensor.data {
+            StoredData::Dense(format, bytes) if self.dense_too && is_projection(&role) => {
+                StoredData::Master { format, bytes, sparsity }
+            }
+            StoredData::Master { format, bytes, .. } => StoredData::Master { format, bytes, sparsity },
+            other => other,
+        };
+        StoredTensor { data, ..tensor }
+    }
+}
+
+/// Why a model cannot become a folder, and what can be done about it.
+fn no_folder(source: &dyn Source) -> Error {
+    let path = source.path();
+    let (what, hint) = if source.format_name() == "gguf" {
+        (
+            "a Hugging Face folder from a GGUF file, which has no configuration for one,",
+            "use another type, or the model as Hugging Face has it",
+        )
+    } else {
+        (
+            "a Hugging Face folder from a compressed model, whose files cannot be copied as they are,",
+            "use the folder that was compressed, or another type (--type i2_s)",
+        )
+    };
+    Error::Unsupported { path: path.into(), what: what.into(), hint: hint.into() }
 }
 
 fn is_projection(role: &Role) -> bool {
@@ -124,16 +150,11 @@ impl Source for Masters<'_> {
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
-        let Some(mut tensor) = self.source.tensor(role)? else { return Ok(None) };
-        let sparsity = self.sparsity;
-        tensor.data = match tensor.data {
-            StoredData::Dense(format, bytes) if self.dense_too && is_projection(&role) => {
-                StoredData::Master { format, bytes, sparsity }
-            }
-            StoredData::Master { format, bytes, .. } => StoredData::Master { format, bytes, sparsity },
-            other => other,
-        };
-        Ok(Some(tensor))
+        Ok(self.source.tensor(role)?.map(|tensor| self.master(role, tensor)))
+    }
+
+    fn outline(&self, role: Role) -> Result<Option<StoredTensor>> {
+        Ok(self.source.outline(role)?.map(|tensor| self.master(role, tensor)))
     }
 
     fn unused_tensors(&self) -> Vec<String> {
@@ -153,7 +174,7 @@ impl Source for Masters<'_> {
 pub fn stored_bytes(source: &dyn Source) -> Result<usize> {
     let mut sum = 0;
     for role in Role::all(source.config().n_layers) {
-        sum += source.tensor(role)?.map_or(0, |tensor| tensor.data.bytes().len());
+        sum += source.outline(role)?.map_or(0, |tensor| tensor.data.bytes().len());
     }
     Ok(sum)
 }

@@ -20,8 +20,8 @@ pub use gguf::GgufSource;
 pub use hf::{HfFiles, HfSource};
 pub use parts::{Part, Proj, Role};
 
-use crate::Result;
 use crate::config::ModelConfig;
+use crate::{Error, Result};
 
 /// The bytes that a GGUF file begins with.
 const GGUF_MAGIC: &[u8] = b"GGUF";
@@ -203,9 +203,22 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     }
     /// The tensor of a role; `None` when the file has none.
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>>;
-    /// The same without its bytes, in the place of which there may be any, where having them costs work.
+    /// The same without its bytes, in the place of which there may be others, as many, where having them costs work and
+    /// memory.
     fn outline(&self, role: Role) -> Result<Option<StoredTensor>> {
         self.tensor(role)
+    }
+    /// The tensor of a role of which there is an outline, for those who go through a file tensor by tensor.
+    fn outlined(&self, role: Role) -> CoreResult<StoredTensor> {
+        match self.tensor(role) {
+            Ok(Some(tensor)) => Ok(tensor),
+            Ok(None) => {
+                let name = format!("{}.weight", role.gguf_name());
+                Err(CoreError::MissingTensor { path: self.path().into(), name })
+            }
+            Err(Error::Core(error)) => Err(error),
+            Err(other) => Err(CoreError::bad_tensor(self.path(), &role.gguf_name(), other.to_string())),
+        }
     }
     /// Names of the file's tensors that no role of this model uses.
     fn unused_tensors(&self) -> Vec<String>;

@@ -18,6 +18,7 @@ use bitnet_core::file::gguf::{GgmlType, GgufWriter};
 use bitnet_core::memory::HybridMemoryPool;
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::config::Architecture;
+use bitnet_inference::convert::compress;
 use bitnet_inference::quantize::{QuantizeOptions, QuantizeTarget, quantize};
 use bitnet_inference::source;
 use bitnet_inference::{
@@ -148,6 +149,31 @@ fn quantising_streams() {
             fs::remove_file(output).unwrap();
         }
     }
+
+    // Decoded tensors do not come from the allocator.
+    let compressed = folder.path().join("model.bitnet");
+    let report = compress(&path, &compressed, &mut |_| ()).unwrap();
+    assert!(report.after < report.before, "tensors are coded: {report:?}");
+    let source = source::open(&compressed, I2sLayout::default()).unwrap();
+    let options = QuantizeOptions { target: gguf, sparsity: 0.0 };
+    let Some(before) = anonymous_bytes() else {
+        println!("skipped: the system does not say how much anonymous memory a process has");
+        return;
+    };
+    let mut most = 0;
+    let mut watch = |_| most = most.max(anonymous_bytes().unwrap().saturating_sub(before));
+    quantize(&*source, &folder.path().join("from compressed"), &options, &mut watch).unwrap();
+    println!("compressed: {most} bytes, the largest matrix has {largest}");
+    assert!(most >= largest / 2, "{most} bytes are not even a decoded matrix");
+    assert!(most <= 3 * largest, "compressed: {most} for matrices of {largest}");
+}
+
+/// Memory of this process that no file is behind, as Linux counts it.
+fn anonymous_bytes() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
 }
 
 fn packed() -> Vec<StoredAs> {

@@ -29,15 +29,15 @@ pub(super) struct Tensors<'a> {
     file: ModelWriter<Content>,
 }
 
-/// What a tensor is written from.
+/// What a tensor is written from: its role, so that of those that are decoded one is in memory.
 enum Content {
     Dense {
-        stored: StoredTensor,
+        role: Role,
         from: DenseFormat,
         to: DenseFormat,
     },
     Ternary {
-        stored: StoredTensor,
+        role: Role,
         order: RowOrder,
     },
     /// The scale of the ternary tensor before it.
@@ -66,7 +66,7 @@ impl<'a> Tensors<'a> {
         }
         for role in Role::all(config.n_layers) {
             let Some((rows, cols)) = role.shape(config) else { continue };
-            match source.tensor(role)? {
+            match source.outline(role)? {
                 Some(stored) => {
                     stored.check_shape(rows, cols, source.path())?;
                     tensors.has_head |= role == Role::Head;
@@ -106,12 +106,7 @@ impl<'a> Tensors<'a> {
                     return Err(bad_tensor(path, &stored.name, problem).into());
                 }
                 let dims = if is_vector(role) { vec![cols] } else { vec![cols, rows] };
-                self.file.add(
-                    format!("{stem}.weight"),
-                    &dims,
-                    to.into(),
-                    Content::Dense { stored, from, to },
-                );
+                self.file.add(format!("{stem}.weight"), &dims, to.into(), Content::Dense { role, from, to });
             }
             StoredData::Ternary { .. } | StoredData::Master { .. } if !is_projection => {
                 return Err(bad_tensor(path, &stored.name, "it is ternary where no model is").into());
@@ -129,7 +124,7 @@ impl<'a> Tensors<'a> {
                     format!("{stem}.weight"),
                     &[cols, rows],
                     ggml_type,
-                    Content::Ternary { stored, order },
+                    Content::Ternary { role, order },
                 );
                 if self.output.scale_beside {
                     self.file.add(format!("{stem}.scale"), &[1], DenseFormat::F32.into(), Content::Scale);
@@ -160,10 +155,13 @@ impl<'a> Tensors<'a> {
         let config = ConversionConfig { validate_results: true, ..ConversionConfig::default() };
         let engine = ConversionEngine::new(config, HybridMemoryPool::new()?)?;
         self.file.write(path, progress, |content, sink| match content {
-            Content::Dense { stored, from, to } => write_dense(&engine, stored, *from, *to, input, sink),
-            Content::Ternary { stored, order } => {
-                let mut rows = TernaryRows::new(stored, input)?;
-                let scale = self.output.write(stored, &mut rows, *order, input, sink)?;
+            Content::Dense { role, from, to } => {
+                write_dense(&engine, &self.source.outlined(*role)?, *from, *to, input, sink)
+            }
+            Content::Ternary { role, order } => {
+                let stored = self.source.outlined(*role)?;
+                let mut rows = TernaryRows::new(&stored, input)?;
+                let scale = self.output.write(&stored, &mut rows, *order, input, sink)?;
                 scale_beside = scale.beside;
                 scale_error = scale_error.max(scale.error);
                 Ok(())

@@ -11,6 +11,8 @@ use bitnet_core::Result as CoreResult;
 use bitnet_core::file::safetensors::{Dtype, REFERENCE_ALIGNMENT, Tensor, TensorSpec, write_aligned};
 use bitnet_core::file::{OutputFolder, TensorSink};
 use bitnet_quant::packing::TernaryFormat;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Masters, is_projection};
@@ -33,8 +35,10 @@ struct Entry<'a> {
 enum Content<'a> {
     /// As it is in the input.
     Copy(&'a Tensor),
-    Codes(&'a StoredTensor),
-    Scale(&'a StoredTensor),
+    /// The codes of a projection, which has so many weights.
+    Codes(Role, usize),
+    /// The scale of a projection.
+    Scale(Role),
 }
 
 /// Writes the folder; the result is the largest relative error of a scale.
@@ -60,15 +64,15 @@ pub(super) fn write(
                 let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
                 entries.push(Entry { name, dtype: tensor.dtype, shape, content: Content::Copy(tensor) });
             }
-            Some(stored) => {
+            Some((role, stored)) => {
                 TernaryFormat::HfU8
                     .check_shape(stored.rows, stored.cols)
                     .map_err(|e| bad(masters, stored, e))?;
                 let shape = vec![stored.rows / 4, stored.cols];
-                let content = Content::Codes(stored);
+                let content = Content::Codes(*role, stored.rows * stored.cols);
                 entries.push(Entry { name: tensor.name.clone(), dtype: Dtype::U8, shape, content });
                 let name = format!("{}_scale", tensor.name);
-                let content = Content::Scale(stored);
+                let content = Content::Scale(*role);
                 entries.push(Entry { name, dtype: tensor.dtype, shape: vec![1], content });
             }
         }
@@ -82,7 +86,7 @@ pub(super) fn write(
         .map(|entry| TensorSpec { name: &entry.name, dtype: entry.dtype, shape: &entry.shape })
         .collect();
     let weights = |entry: &Entry<'_>| match entry.content {
-        Content::Codes(stored) => stored.rows * stored.cols,
+        Content::Codes(_, n) => n,
         Content::Copy(_) | Content::Scale(_) => entry.shape.iter().product(),
     };
     let mut at = WriteProgress { done: 0, total: entries.iter().map(weights).sum() };
@@ -111,29 +115,29 @@ pub(super) fn write(
                 advance(weights(&entries[i]));
                 Ok(())
             }
-            Content::Scale(stored) => {
-                let error = write_scale(masters, stored, entries[i].dtype, sink)?;
+            Content::Scale(role) => {
+                let error = write_scale(masters, &masters.outlined(role)?, entries[i].dtype, sink)?;
                 scale_error = scale_error.max(error);
                 advance(1);
                 Ok(())
             }
-            Content::Codes(stored) => write_codes(masters, stored, sink, &mut advance),
+            Content::Codes(role, _) => write_codes(masters, &masters.outlined(role)?, sink, &mut advance),
         }
     })?;
     folder.publish()?;
     Ok(scale_error)
 }
 
-/// The master weights by the names of their tensors.
-fn projections(masters: &Masters<'_>) -> Result<HashMap<String, StoredTensor>> {
+/// The roles and outlines of the master weights by the names of their tensors.
+fn projections(masters: &Masters<'_>) -> Result<HashMap<String, (Role, StoredTensor)>> {
     let mut projections = HashMap::new();
     for role in Role::all(masters.config().n_layers).into_iter().filter(is_projection) {
-        let Some(stored) = masters.tensor(role)? else { continue };
+        let Some(stored) = masters.outline(role)? else { continue };
         if let Some((rows, cols)) = role.shape(masters.config()) {
             stored.check_shape(rows, cols, masters.path())?;
         }
         if let StoredData::Master { .. } = stored.data {
-            projections.insert(stored.name.clone(), stored);
+            projections.insert(stored.name.clone(), (role, stored));
         }
     }
     Ok(projections)
@@ -182,25 +186,55 @@ fn write_codes(
     Ok(())
 }
 
-/// The input's configuration, which says in addition how the weights are packed.
+/// The one part of the configuration that changes, as the file has it.
+#[derive(Deserialize)]
+struct ConfigText<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    quantization_config: Option<&'a RawValue>,
+}
+
+/// What is there, also where it is `null`.
+fn present<'a, D: Deserializer<'a>>(value: D) -> std::result::Result<Option<&'a RawValue>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
+}
+
+/// The input's configuration, which says in addition how the weights are packed. The rest of the text stays as it is, down
+/// to how numbers are spelled.
 fn config(masters: &Masters<'_>, hf: &HfSource) -> Result<Vec<u8>> {
     let file = &hf.files().config;
-    let mut config: Value = serde_json::from_slice(file.as_slice())
-        .map_err(|e| CoreError::malformed(file.path(), 0, e.to_string()))?;
-    let quantization = &mut config["quantization_config"];
-    if !quantization.is_object() {
-        *quantization = json!({});
+    let malformed = |e: serde_json::Error| CoreError::malformed(file.path(), 0, e.to_string());
+    let text = file.as_slice();
+    let old = serde_json::from_slice::<ConfigText<'_>>(text).map_err(malformed)?.quantization_config;
+    let mut new: Value =
+        old.map_or(Ok(Value::Null), |old| serde_json::from_str(old.get())).map_err(malformed)?;
+    if !new.is_object() {
+        new = json!({});
     }
     if masters.dense_too
-        && let Some(quantization) = quantization.as_object_mut()
+        && let Some(new) = new.as_object_mut()
     {
         // It may name what is ternary from now on.
-        quantization.shift_remove("modules_to_not_convert");
+        new.shift_remove("modules_to_not_convert");
     }
-    quantization["quant_method"] = json!("bitnet");
-    quantization["linear_class"] = json!("autobitlinear");
-    quantization["quantization_mode"] = json!("offline");
-    Ok(format!("{config:#}\n").into_bytes())
+    new["quant_method"] = json!("bitnet");
+    new["linear_class"] = json!("autobitlinear");
+    new["quantization_mode"] = json!("offline");
+    let new = format!("{new:#}").replace('\n', "\n  ");
+    let (before, new, after) = match old {
+        Some(old) => {
+            // The value is borrowed from the text.
+            let start = old.get().as_ptr().addr() - text.as_ptr().addr();
+            (&text[..start], new, &text[start + old.get().len()..])
+        }
+        None => {
+            // The text is an object, whose last brace ends it.
+            let end = text.iter().rposition(|byte| *byte == b'}').unwrap_or(text.len());
+            let before = text[..end].trim_ascii_end();
+            let comma = if before.ends_with(b"{") { "" } else { "," };
+            (before, format!("{comma}\n  \"quantization_config\": {new}\n"), &text[end..])
+        }
+    };
+    Ok([before, new.as_bytes(), after].concat())
 }
 
 fn bad(masters: &Masters<'_>, stored: &StoredTensor, problem: impl std::fmt::Display) -> CoreError {

@@ -6,9 +6,10 @@ use bitnet_core::Error as CoreError;
 use bitnet_core::file::Bytes;
 use bitnet_quant::dense::DenseFormat;
 use bitnet_quant::linear::DenseView;
-use bitnet_quant::quantize::integer::IntegerFormat;
+use bitnet_quant::quantize::calibration::{CalibrationMethod, Calibrator};
+use bitnet_quant::quantize::integer::{IntegerFormat, IntegerMatrix, IntegerParams};
 use bitnet_quant::quantize::metrics::ErrorMetrics;
-use bitnet_quant::quantize::{Granularity, Scheme};
+use bitnet_quant::quantize::{Granularity, QuantizeError, Scheme};
 
 use super::is_projection;
 use crate::Result;
@@ -16,11 +17,22 @@ use crate::convert::WriteProgress;
 use crate::source::{Role, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use crate::ternary_rows::TernaryRows;
 
-/// Formats that the loss is compared with: their names, and the group that shares a scale; the row where there is none.
-pub const OTHER_FORMATS: [(&str, Scheme, Option<usize>); 3] = [
-    ("fp16", Scheme::Fp16, None),
-    ("int8", Scheme::Integer(IntegerFormat::INT8), None),
-    ("int4", Scheme::Integer(IntegerFormat::INT4), Some(32)),
+/// How a format that the loss is compared with finds its scales.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OtherFormat {
+    /// From the values of each group of so many; of each row where there is no number.
+    Dynamic(Scheme, Option<usize>),
+    /// One for the matrix, for the range that this method finds in all of its values.
+    Calibrated(IntegerFormat, CalibrationMethod),
+}
+
+/// Formats that the loss is compared with, and their names.
+pub const OTHER_FORMATS: [(&str, OtherFormat); 5] = [
+    ("fp16", OtherFormat::Dynamic(Scheme::Fp16, None)),
+    ("int8 with a zero point", OtherFormat::Dynamic(Scheme::Integer(IntegerFormat::INT8_ASYMMETRIC), None)),
+    ("int8", OtherFormat::Dynamic(Scheme::Integer(IntegerFormat::INT8), None)),
+    ("int4", OtherFormat::Dynamic(Scheme::Integer(IntegerFormat::INT4), Some(32))),
+    ("int4 calibrated", OtherFormat::Calibrated(IntegerFormat::INT4, CalibrationMethod::Histogram)),
 ];
 
 /// A quantised matrix beside its original.
@@ -97,6 +109,10 @@ impl Matrix<'_> {
             error: ErrorMetrics::default(),
             other_errors: [ErrorMetrics::default(); OTHER_FORMATS.len()],
         };
+        let bad = |e: QuantizeError| {
+            CoreError::bad_tensor(path, &self.before.name, format!("cannot be compared: {e}"))
+        };
+        let others = self.others(&view).map_err(bad)?;
         for r in 0..rows {
             view.row(self.before.row_order.file_row(r), &mut values);
             ternary.read(r, &mut codes, &mut d[..n_blocks])?;
@@ -109,18 +125,54 @@ impl Matrix<'_> {
             }
             report.n_zeros += codes.iter().filter(|code| **code == 1).count();
             report.error.push(&values, &restored);
-            for ((_, scheme, group), error) in OTHER_FORMATS.iter().zip(&mut report.other_errors) {
-                // Rows that are no whole number of groups are one.
-                let group = group.filter(|group| cols.is_multiple_of(*group));
-                let granularity = group.map_or(Granularity::Channel, Granularity::Group);
-                scheme.restore(granularity, &values, cols, &mut restored).map_err(|e| {
-                    CoreError::bad_tensor(path, &self.before.name, format!("cannot be compared: {e}"))
-                })?;
+            for (other, error) in others.iter().zip(&mut report.other_errors) {
+                other.restore(&values, &mut restored).map_err(bad)?;
                 error.push(&values, &restored);
             }
             advance(cols);
         }
         Ok(report)
+    }
+
+    /// [`OTHER_FORMATS`] with what has to be known of the matrix as a whole.
+    fn others(&self, view: &DenseView<'_>) -> std::result::Result<Vec<RowFormat>, QuantizeError> {
+        let StoredTensor { rows, cols, .. } = *self.before;
+        let mut values = vec![0.0; cols];
+        let mut row_format = |other| match other {
+            OtherFormat::Dynamic(scheme, group) => {
+                // Rows that are no whole number of groups are one.
+                let group = group.filter(|group| cols.is_multiple_of(*group));
+                Ok(RowFormat::Dynamic(scheme, group.map_or(Granularity::Channel, Granularity::Group)))
+            }
+            OtherFormat::Calibrated(format, method) => {
+                let mut calibrator = Calibrator::new(method, format)?;
+                for r in 0..rows {
+                    view.row(r, &mut values);
+                    calibrator.observe(&values)?;
+                }
+                Ok(RowFormat::Static(format, format.params(calibrator.range()?)?))
+            }
+        };
+        OTHER_FORMATS.iter().map(|(_, other)| row_format(*other)).collect()
+    }
+}
+
+/// One of the other formats, ready for the rows of a matrix.
+enum RowFormat {
+    Dynamic(Scheme, Granularity),
+    Static(IntegerFormat, IntegerParams),
+}
+
+impl RowFormat {
+    fn restore(&self, values: &[f32], restored: &mut [f32]) -> std::result::Result<(), QuantizeError> {
+        let cols = values.len();
+        match *self {
+            RowFormat::Dynamic(scheme, granularity) => scheme.restore(granularity, values, cols, restored),
+            RowFormat::Static(format, params) => {
+                IntegerMatrix::with_params(format, Granularity::Channel, vec![params], values, cols)?
+                    .dequantize(restored)
+            }
+        }
     }
 }
 
@@ -135,18 +187,27 @@ pub struct OneLayer<'a> {
     pub layer: usize,
 }
 
+impl<'a> OneLayer<'a> {
+    /// The model that the tensor of `role` is from.
+    fn of(&self, role: Role) -> &'a dyn Source {
+        match role {
+            Role::Layer(layer, _) if layer == self.layer && is_projection(&role) => self.quantized,
+            _ => self.original,
+        }
+    }
+}
+
 impl Source for OneLayer<'_> {
     fn info(&self) -> &SourceInfo {
         self.original.info()
     }
 
     fn tensor(&self, role: Role) -> Result<Option<StoredTensor>> {
-        match role {
-            Role::Layer(layer, _) if layer == self.layer && is_projection(&role) => {
-                self.quantized.tensor(role)
-            }
-            _ => self.original.tensor(role),
-        }
+        self.of(role).tensor(role)
+    }
+
+    fn outline(&self, role: Role) -> Result<Option<StoredTensor>> {
+        self.of(role).outline(role)
     }
 
     fn unused_tensors(&self) -> Vec<String> {
