@@ -194,10 +194,14 @@ fn soak_nothing_is_lost_and_each_thread_keeps_its_memory_to_itself() {
 /// Short enough for Miri, which `cargo xtask miri` runs it under.
 #[test]
 fn miri_a_little_of_everything() {
-    // With caps, so that nobody asks the system how much memory there is.
+    // With caps, so that nobody asks the system how much memory there is, and with time, of which Miri takes much.
     let config = MemoryPoolConfig {
         max_small_pool_size: 64 * MIB,
         max_large_pool_size: 64 * MIB,
+        cleanup_config: Some(CleanupConfig {
+            max_cleanup_time: Duration::from_secs(3600),
+            ..Default::default()
+        }),
         ..tracked(TrackingLevel::Detailed)
     };
     let pool = HybridMemoryPool::with_config(config).unwrap();
@@ -213,7 +217,7 @@ fn miri_a_little_of_everything() {
     drop(pool.allocate_for_overwrite(MIB, 1 << 16, &Device::Cpu).unwrap());
     assert_eq!(pool.get_metrics().total_allocated, 0);
     pool.cleanup(CleanupStrategy::Periodic);
-    pool.cleanup(CleanupStrategy::Compaction);
+    assert!(pool.cleanup(CleanupStrategy::Compaction).finished);
     assert_eq!(pool.get_metrics().mapped, 0);
 }
 
