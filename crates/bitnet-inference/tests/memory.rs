@@ -221,6 +221,42 @@ fn an_idle_session_is_compressed_by_itself() {
     assert_eq!(bits(idle.forward(&[9]).unwrap()), bits(other.forward(&[9]).unwrap()));
 }
 
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_rest() {
+    let model = embedded_in(MemoryPoolConfig::default());
+    for kv in KV_DTYPES {
+        let mut session = session(&model, kv, 64);
+        session.extend(&prompt(1000)).unwrap();
+        let used = Session::kv_bytes_per_token(model.config(), 1000, kv);
+        let token = |session: &mut Session| {
+            let start = Instant::now();
+            session.forward(&[7]).unwrap();
+            let time = start.elapsed();
+            session.truncate(1000);
+            time
+        };
+        let (mut awake, mut packing, mut rested) = (Duration::MAX, Duration::MAX, Duration::MAX);
+        let mut left = 0;
+        for _ in 0..9 {
+            awake = awake.min(token(&mut session));
+            let start = Instant::now();
+            session.compress().unwrap();
+            packing = packing.min(start.elapsed());
+            left = session.kv_pool_bytes();
+            rested = rested.min(token(&mut session));
+        }
+        let mb_s = |time: Duration| used as f64 / 1e6 / time.as_secs_f64();
+        println!(
+            "{kv}: {:.1} MB become {:.1}; compressed at {:.0} MB/s, back at {:.0} MB/s before the next token",
+            used as f64 / 1e6,
+            left as f64 / 1e6,
+            mb_s(packing),
+            mb_s(rested.saturating_sub(awake))
+        );
+    }
+}
+
 /// Opens the model as it is mapped, and reads all of it.
 fn open_mapped(path: &Path) -> Model {
     let options = ModelOptions {
