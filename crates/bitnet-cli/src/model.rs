@@ -9,7 +9,7 @@ use anyhow::Context;
 use bitnet_core::Device;
 use bitnet_core::execution::{Strategy, Timings};
 use bitnet_core::file::CacheDir;
-use bitnet_core::memory::{HybridMemoryPool, MemoryPoolConfig, TrackingConfig, TrackingLevel};
+use bitnet_core::memory::{CleanupConfig, HybridMemoryPool, MemoryPoolConfig, TrackingConfig, TrackingLevel};
 use bitnet_core::mixed_precision::{ComponentType, MixedPrecisionConfig};
 use bitnet_inference::source::{self, Source};
 use bitnet_inference::{
@@ -27,6 +27,9 @@ use crate::values;
 
 /// Loads that are over by then show nothing.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a conversation rests before it is compressed: then its next answer waits for it, some tenths of a second for
+/// each thousand tokens.
+const REST: Duration = Duration::from_secs(600);
 /// The environment variable that chooses the kernels.
 const ISA_VARIABLE: &str = "BITNET_ISA";
 
@@ -161,6 +164,7 @@ impl ModelArgs {
             enable_advanced_tracking: true,
             tracking_config: Some(TrackingConfig { level: tracking, ..TrackingConfig::default() }),
             enable_automatic_cleanup: true,
+            cleanup_config: Some(CleanupConfig { idle_cleanup_interval: REST, ..CleanupConfig::default() }),
             ..MemoryPoolConfig::default()
         })?;
         let options = ModelOptions { pool: Some(pool), ..self.options(Preparation::InBackground, head)? };
