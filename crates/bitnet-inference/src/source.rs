@@ -217,7 +217,7 @@ pub trait Source: std::fmt::Debug + Send + Sync {
                 Err(CoreError::MissingTensor { path: self.path().into(), name })
             }
             Err(Error::Core(error)) => Err(error),
-            Err(other) => Err(CoreError::bad_tensor(self.path(), &role.gguf_name(), other.to_string())),
+            Err(other) => Err(CoreError::bad_tensor(self.path(), role.gguf_name(), other.to_string())),
         }
     }
     /// Names of the file's tensors that no role of this model uses.
