@@ -156,6 +156,11 @@ impl Sum {
     }
 }
 
+/// Signal over noise; `None` where there is no noise.
+fn decibels(error: &ErrorMetrics) -> Option<f64> {
+    Some(error.sqnr_db()).filter(|db| db.is_finite())
+}
+
 impl Report {
     fn layer(&self, layer: usize) -> Sum {
         self.matrices.iter().filter(|matrix| matrix.layer == layer).collect()
@@ -181,7 +186,7 @@ impl Report {
                     "scale": matrix.scale,
                     "zeros": matrix.n_zeros as f64 / matrix.n.max(1) as f64,
                     "mse": matrix.error.mse(),
-                    "sqnr_db": matrix.error.sqnr_db(),
+                    "sqnr_db": decibels(&matrix.error),
                     "cosine": matrix.error.cosine(),
                 })
             })
@@ -196,14 +201,14 @@ impl Report {
                     "layer": layer,
                     "mean_scale": sum.mean_scale(),
                     "zeros": sum.zeros(),
-                    "sqnr_db": sum.error.sqnr_db(),
+                    "sqnr_db": decibels(&sum.error),
                     "cosine": sum.error.cosine(),
                     "sensitivity": sensitivity,
                 })
             })
             .collect();
         let others: serde_json::Map<String, Value> =
-            self.others().map(|(name, error)| (name.to_owned(), error.sqnr_db().into())).collect();
+            self.others().map(|(name, error)| (name.to_owned(), decibels(&error).into())).collect();
         let all: Sum = self.matrices.iter().collect();
         json!({
             "input": input,
@@ -213,7 +218,7 @@ impl Report {
             "bytes_after": self.bytes.1,
             "sparsity_asked": args.sparsity,
             "zeros": all.zeros(),
-            "sqnr_db": all.error.sqnr_db(),
+            "sqnr_db": decibels(&all.error),
             "cosine": all.error.cosine(),
             "sqnr_db_of_other_formats": others,
             "tokens": self.n_tokens,
@@ -232,10 +237,10 @@ impl Report {
         let row = |out: &mut dyn Write, name: &str, sum: &Sum, sensitivity: Option<f64>| {
             write!(
                 out,
-                "{name:>5}  {:>10.3e}  {:>5.1} %  {:>7.2} dB  {:>6.4}",
+                "{name:>5}  {:>10.3e}  {:>5.1} %  {:>10}  {:>6.4}",
                 sum.mean_scale(),
                 100.0 * sum.zeros(),
-                sum.error.sqnr_db(),
+                decibels(&sum.error).map_or("no noise".into(), |db| format!("{db:.2} dB")),
                 sum.error.cosine(),
             )?;
             match sensitivity {
@@ -248,7 +253,10 @@ impl Report {
             row(out, &layer.to_string(), &self.layer(layer), Some(*sensitivity))?;
         }
         row(out, "all", &self.matrices.iter().collect(), None)?;
-        let others = self.others().map(|(name, error)| format!("{name} {:.1} dB", error.sqnr_db()));
+        let others = self.others().map(|(name, error)| match decibels(&error) {
+            Some(db) => format!("{name} {db:.1} dB"),
+            None => format!("{name} everything"),
+        });
         writeln!(out, "\nother formats would have kept: {}", others.collect::<Vec<_>>().join(", "))?;
         let megabytes = |bytes: usize| bytes as f64 / 1e6;
         writeln!(
