@@ -1,4 +1,4 @@
-//! How fast values are quantised: bytes of single precision a second, on one thread.
+//! How fast values are quantised: bytes of single precision a second, on one thread, and the share of what it can write.
 //!
 //! `cargo bench -p bitnet-benchmarks --bench quantization_performance`; what is lost beside it is in `docs/quantisation.md`.
 
@@ -7,6 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use bitnet_benchmarks::Suite;
+use bitnet_benchmarks::rate::{Arena, fastest};
 use bitnet_quant::bit_linear::BitLinear;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::quantize::calibration::{CalibrationMethod, Calibrator};
@@ -24,6 +26,25 @@ const MAX_TIME: Duration = Duration::from_millis(500);
 
 fn main() {
     divan::Divan::default().max_time(MAX_TIME).config_with_args().main();
+    let suite = Suite::from_args("quantization_performance");
+    if suite.selects("quantize_and_restore") {
+        print_shares(suite.is_smoke);
+    }
+}
+
+/// What is quantised and restored, beside what one thread can write to memory.
+fn print_shares(is_smoke: bool) {
+    let time = if is_smoke { Duration::ZERO } else { MAX_TIME };
+    let (values, mut restored) = (values(), vec![0.0; ROWS * COLS]);
+    let bytes = size_of_val(&values[..]);
+    let written = Arena::new(is_smoke).write_gb_s(bytes, time);
+    println!("\nquantised and restored, GB/s        of {written:.1} that are written without");
+    for Case(name, scheme, granularity) in CASES {
+        let rate = fastest(bytes, time, || {
+            scheme.restore(granularity, black_box(&values), COLS, black_box(&mut restored)).unwrap();
+        });
+        println!("{name:<30} {rate:>6.2} {:>10.1} %", 100.0 * rate / written);
+    }
 }
 
 /// Values as weights have them: few large ones, the same each time.

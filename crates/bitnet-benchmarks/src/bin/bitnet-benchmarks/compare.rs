@@ -47,8 +47,8 @@ const SCHEMES: [(&str, Scheme, Granularity); 5] = [
 /// Measure operations, and keep the results.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-    Rates are of one thread. Unpacking is held against what it can write to memory, a layer against the int8 operations \
-    that it can do in registers, a packing against the entropy of its weights.\n\n\
+    Rates are of one thread. Unpacking and quantising are held against what it can write to memory, a layer against the \
+    int8 operations that it can do in registers, a packing against the entropy of its weights.\n\n\
     Example:\n  \
     bitnet-benchmarks compare --operations quantize,bitlinear --sizes 512x512,1024x1024 --output results.json")]
 pub(crate) struct CompareArgs {
@@ -156,6 +156,8 @@ pub(crate) fn compare(args: &CompareArgs) -> anyhow::Result<()> {
         entry.limit = match (entry.operation, &*entry.case) {
             // A weight is a byte that is written.
             (MeasuredOperation::Unpack, _) => Some(machine.write_gb_s),
+            // One is read and written in single precision.
+            (MeasuredOperation::Quantize, _) => Some(machine.write_gb_s / size_of::<f32>() as f64),
             (MeasuredOperation::BitLinear, FORWARD) => Some(machine.int8_gop_s),
             _ => entry.limit,
         };
