@@ -354,6 +354,7 @@ fn sizes_are_near_the_entropy() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of weights, of which the tests before it have shorter ones")]
 fn a_packing_suits_if_it_takes_no_more_than_two_bits_in_whole_blocks() {
     use TernaryPackingStrategy::*;
     let config = TernaryPackingConfig::default();
