@@ -12,18 +12,18 @@
 use std::io;
 use std::time::Duration;
 
-use bitnet_benchmarks::rate::{Arena, WINDOW_BYTES};
+use bitnet_benchmarks::rate::Arena;
 use bitnet_benchmarks::ternary_sets::TernarySet;
 use bitnet_benchmarks::{Suite, packing};
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::ternary_packing::TernaryPackingStrategy;
 
 const SMOKE_LEN: usize = 50_003;
-const TIME: Duration = Duration::from_millis(60);
 
 fn main() -> io::Result<()> {
     let suite = Suite::from_args("packing_performance");
-    let (len, time) = if suite.is_smoke { (SMOKE_LEN, Duration::ZERO) } else { (WINDOW_BYTES - 5, TIME) };
+    let (len, time) =
+        if suite.is_smoke { (SMOKE_LEN, Duration::ZERO) } else { (packing::LEN, packing::TIME) };
     let [analysis, selection] = ["compression_analysis", "auto_selection"].map(|case| suite.selects(case));
     let mut strategies = TernaryPackingStrategy::ALL.to_vec();
     strategies.retain(|strategy| suite.selects(&format!("speed/{strategy}")));

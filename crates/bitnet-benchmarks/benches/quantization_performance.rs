@@ -4,17 +4,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
-use std::fmt;
 use std::time::Duration;
 
 use bitnet_benchmarks::Suite;
+use bitnet_benchmarks::quantizers::{GROUP, QUANTIZERS, Quantizer, weight_values};
 use bitnet_benchmarks::rate::{Arena, fastest};
 use bitnet_quant::bit_linear::BitLinear;
 use bitnet_quant::kernels::Kernels;
+use bitnet_quant::quantize::Granularity;
 use bitnet_quant::quantize::calibration::{CalibrationMethod, Calibrator};
 use bitnet_quant::quantize::integer::{IntegerFormat, IntegerMatrix};
 use bitnet_quant::quantize::sparsity::prune;
-use bitnet_quant::quantize::{Granularity, Scheme};
 use bitnet_quant::threads::Threads;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
@@ -39,54 +39,29 @@ fn print_shares(is_smoke: bool) {
     let bytes = size_of_val(&values[..]);
     let written = Arena::new(is_smoke).write_gb_s(bytes, time);
     println!("\nquantised and restored, GB/s        of {written:.1} that are written without");
-    for Case(name, scheme, granularity) in CASES {
+    for quantizer in QUANTIZERS {
+        let Quantizer { scheme, granularity, .. } = quantizer;
         let rate = fastest(bytes, time, || {
             scheme.restore(granularity, black_box(&values), COLS, black_box(&mut restored)).unwrap();
         });
-        println!("{name:<30} {rate:>6.2} {:>10.1} %", 100.0 * rate / written);
+        println!("{quantizer:<30} {rate:>6.2} {:>10.1} %", 100.0 * rate / written);
     }
 }
 
-/// Values as weights have them: few large ones, the same each time.
 fn values() -> Vec<f32> {
-    let mut state = 158u64;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..ROWS * COLS).map(|_| (uniform() + uniform() + uniform() + uniform()) * 0.05).collect()
+    weight_values(ROWS * COLS)
 }
 
 fn bytes() -> BytesCount {
     BytesCount::of_many::<f32>(ROWS * COLS)
 }
 
-struct Case(&'static str, Scheme, Granularity);
-
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-const CASES: [Case; 6] = [
-    Case("ternary, tensor", Scheme::Ternary, Granularity::Tensor),
-    Case("int8, tensor", Scheme::Integer(IntegerFormat::INT8), Granularity::Tensor),
-    Case("int8, row", Scheme::Integer(IntegerFormat::INT8), Granularity::Channel),
-    Case(
-        "int8 with a zero point, row",
-        Scheme::Integer(IntegerFormat::INT8_ASYMMETRIC),
-        Granularity::Channel,
-    ),
-    Case("int4, group of 32", Scheme::Integer(IntegerFormat::INT4), Granularity::Group(32)),
-    Case("fp16", Scheme::Fp16, Granularity::Tensor),
-];
-
-#[divan::bench(args = CASES)]
-fn quantize_and_restore(bencher: Bencher<'_, '_>, Case(_, scheme, granularity): &Case) {
+#[divan::bench(args = QUANTIZERS)]
+fn quantize_and_restore(bencher: Bencher<'_, '_>, quantizer: &Quantizer) {
+    let Quantizer { scheme, granularity, .. } = *quantizer;
     let (values, mut restored) = (values(), vec![0.0; ROWS * COLS]);
     bencher.counter(bytes()).bench_local(|| {
-        scheme.restore(*granularity, black_box(&values), COLS, black_box(&mut restored)).unwrap();
+        scheme.restore(granularity, black_box(&values), COLS, black_box(&mut restored)).unwrap();
     });
 }
 
@@ -94,7 +69,7 @@ fn quantize_and_restore(bencher: Bencher<'_, '_>, Case(_, scheme, granularity): 
 fn int4_packed(bencher: Bencher<'_, '_>) {
     let values = values();
     bencher.counter(bytes()).bench_local(|| {
-        IntegerMatrix::quantize(IntegerFormat::INT4, Granularity::Group(32), black_box(&values), COLS)
+        IntegerMatrix::quantize(IntegerFormat::INT4, Granularity::Group(GROUP), black_box(&values), COLS)
     });
 }
 

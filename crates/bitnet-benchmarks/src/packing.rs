@@ -11,10 +11,15 @@ use bitnet_quant::kernels::Kernels;
 use bitnet_quant::prelude::*;
 use bitnet_quant::ternary_packing::HEADER_BYTES;
 
-use crate::rate::{Arena, Samples, fastest, samples};
+use crate::rate::{Arena, Samples, WINDOW_BYTES, fastest, samples};
 use crate::results::{MeasuredOperation, Measurement, Unit};
 use crate::scalar_loops::scalar_loop;
 use crate::ternary_sets::{TernarySet, zeros_for};
+
+/// Weights of each kind: no multiple of anything that packings count in.
+pub const LEN: usize = WINDOW_BYTES - 5;
+/// For each rate; what takes longer is measured a few times.
+pub const TIME: Duration = Duration::from_millis(60);
 
 /// What the seed document says of a packing.
 #[derive(Debug, Clone, Copy)]

@@ -104,8 +104,7 @@ impl Machine {
 
     /// Whether rates of both can be compared.
     pub fn is_like(&self, other: &Machine) -> bool {
-        let what = |machine: &Machine| (machine.processor.clone(), machine.isa.clone(), machine.threads);
-        what(self) == what(other)
+        (&self.processor, &self.isa, self.threads) == (&other.processor, &other.isa, other.threads)
     }
 }
 

@@ -94,13 +94,11 @@ fn refuse_other_files(output: &Path) -> Result<()> {
         return Ok(());
     }
     let file = Mapping::open(output)?;
-    let is_model = file.as_slice().starts_with(&MAGIC) || !matches!(CompressedFile::parse(file), Ok(None));
-    match is_model {
-        true => Ok(()),
-        false => {
-            Err(Error::BadOption { option: "the output", must: "a new file, or a model that it replaces" })
-        }
+    // A compressed file that is damaged is one, too.
+    if file.as_slice().starts_with(&MAGIC) || !matches!(CompressedFile::parse(file), Ok(None)) {
+        return Ok(());
     }
+    Err(Error::BadOption { option: "the output", must: "a new file, or a model that it replaces" })
 }
 
 /// The name of the file or folder, or of the model whose revision the folder is.

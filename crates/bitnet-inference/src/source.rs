@@ -9,6 +9,7 @@ mod parts;
 use std::path::{Path, PathBuf};
 
 use bitnet_core::file::compressed::CompressedFile;
+use bitnet_core::file::gguf::MAGIC;
 use bitnet_core::file::{Bytes, Mapping, find_model};
 use bitnet_core::tokenizer::{GenerationConfig, GgufVocabulary, Tokenizer};
 use bitnet_core::{Error as CoreError, Result as CoreResult};
@@ -22,9 +23,6 @@ pub use parts::{Part, Proj, Role};
 
 use crate::config::ModelConfig;
 use crate::{Error, Result};
-
-/// The bytes that a GGUF file begins with.
-const GGUF_MAGIC: &[u8] = b"GGUF";
 
 /// A tensor as a file stores it.
 #[derive(Debug, Clone)]
@@ -240,7 +238,7 @@ pub fn open(model: &Path, layout: I2sLayout) -> Result<Box<dyn Source>> {
         return Ok(Box::new(HfSource::open(&path)?));
     }
     let mapping = Mapping::open(&path)?;
-    if mapping.as_slice().starts_with(GGUF_MAGIC) {
+    if mapping.as_slice().starts_with(&MAGIC) {
         return Ok(Box::new(GgufSource::new(mapping, layout)?));
     }
     if let Some(file) = CompressedFile::parse(mapping.clone())? {

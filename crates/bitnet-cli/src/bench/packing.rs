@@ -1,7 +1,6 @@
 //! `bitnet bench packing`: the packings of ternary weights, beside the limit and what was claimed.
 
 use std::io::{self, Write};
-use std::time::Duration;
 
 use bitnet_benchmarks::rate::{Arena, WINDOW_BYTES};
 use bitnet_benchmarks::ternary_sets::TernarySet;
@@ -14,10 +13,7 @@ use clap::Args;
 use crate::convert::ProgressLine;
 use crate::model::asked_isa;
 
-/// For each rate; what takes longer is measured a few times.
-const TIME: Duration = Duration::from_millis(60);
-/// No multiple of anything that packings count in.
-const LEN: u32 = WINDOW_BYTES as u32 - 5;
+const LEN: u32 = packing::LEN as u32;
 
 /// Measure the packings of ternary weights.
 ///
@@ -45,7 +41,7 @@ pub(super) fn packing(args: &PackingArgs) -> anyhow::Result<()> {
     let mut line = ProgressLine::new("measuring");
     let ratios = packing::ratios(&sets);
     let all = TernaryPackingStrategy::ALL;
-    let speeds = packing::speeds(&sets, &all, kernels, TIME, &mut arena, |done, total| {
+    let speeds = packing::speeds(&sets, &all, kernels, packing::TIME, &mut arena, |done, total| {
         line.show(WriteProgress { done, total });
     });
     drop(line);
@@ -57,6 +53,6 @@ pub(super) fn packing(args: &PackingArgs) -> anyhow::Result<()> {
     }
     packing::print_ratios(&ratios, &mut stdout)?;
     packing::print_speeds(&speeds, &mut stdout)?;
-    packing::print_choices(&packing::choices(&sets, TIME), &mut stdout)?;
+    packing::print_choices(&packing::choices(&sets, packing::TIME), &mut stdout)?;
     Ok(())
 }

@@ -10,9 +10,6 @@ use bitnet_core::file::{Mapping, find_model};
 use bitnet_inference::embedded_source;
 use serde_json::{Map, Value, json};
 
-/// The first bytes of a GGUF file.
-const GGUF_MAGIC: &[u8] = b"GGUF";
-
 /// Tensors and metadata of a file.
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -61,7 +58,7 @@ impl Listing {
             return Ok(Self::of_checkpoint(&Checkpoint::open(&path)?));
         }
         let mapping = Mapping::open(&path)?;
-        if mapping.as_slice().starts_with(GGUF_MAGIC) {
+        if mapping.as_slice().starts_with(&gguf::MAGIC) {
             return Self::of_gguf(mapping);
         }
         match CompressedFile::parse(mapping.clone())? {

@@ -188,12 +188,12 @@ mod tests {
         let mut order = Vec::new();
         let least = fastest(&[0, 1], |case| {
             order.push(*case);
-            if *case == 1 || order.len() == 1 {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            let start = Instant::now();
+            while (*case == 1 || order.len() == 1) && start.elapsed() < Duration::from_millis(2) {}
         });
         assert_eq!(order, [0, 1].repeat(PASSES));
-        assert!(least[0] < 2e-3 && least[1] >= 2e-3, "{least:?}");
+        // The first pass of one is as long as each of the other.
+        assert!(least[0] < least[1] && least[1] >= 2e-3, "{least:?}");
     }
 
     #[test]

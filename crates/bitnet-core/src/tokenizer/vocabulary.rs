@@ -1,8 +1,8 @@
 //! Words to token ids, from compact tables.
 //!
 //! This is the model of a [`tokenizers`] tokenizer. The crate's own models hold every token twice, as a string of its own,
-//! and pairs in a hash map: 33 MB for 128,000 tokens, 5 % of what a model of two billion weights takes beside them.
-//! Here all tokens are one text, and pairs a sorted table: 8 MB. What comes out is the same, which a test compares.
+//! and pairs in a hash map. Here all tokens are one text, and pairs a sorted table, which takes 23 MB
+//! less for 128,000 tokens (`docs/performance.md`). What comes out is the same, which a test compares.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -180,7 +180,7 @@ impl Model for Vocabulary {
 struct Tokens {
     text: String,
     /// Where the token of an id begins in `text`, and its bytes.
-    spans: Vec<(usize, u32)>,
+    spans: Vec<(usize, usize)>,
     /// The ids that are in use, by the hash of their text.
     index: HashTable<u32>,
     /// Of random keys: a vocabulary comes from a stranger, who could choose texts that all hash to one.
@@ -194,7 +194,7 @@ impl Tokens {
         if self.spans.len() <= at {
             self.spans.resize(at + 1, (0, 0));
         }
-        self.spans[at] = (self.text.len(), token.len() as u32);
+        self.spans[at] = (self.text.len(), token.len());
         self.text.push_str(token);
         let Tokens { text, spans, index, hasher } = self;
         let hash = |id: &u32| hasher.hash_one(span(text, spans, *id));
@@ -221,9 +221,9 @@ impl Tokens {
     }
 }
 
-fn span<'a>(text: &'a str, spans: &[(usize, u32)], id: u32) -> &'a str {
+fn span<'a>(text: &'a str, spans: &[(usize, usize)], id: u32) -> &'a str {
     let (start, len) = spans[id as usize];
-    &text[start..start + len as usize]
+    &text[start..start + len]
 }
 
 /// A part of a word.

@@ -2,12 +2,11 @@
 
 use bitnet_core::Error as CoreError;
 use bitnet_core::file::compressed::CompressedFile;
+use bitnet_core::file::gguf::MAGIC;
 use bitnet_core::file::safetensors::Checkpoint;
 use bitnet_quant::packing::I2sLayout;
 
-use super::{
-    GGUF_MAGIC, GgufSource, HfFiles, HfSource, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts,
-};
+use super::{GgufSource, HfFiles, HfSource, Role, Source, SourceInfo, StoredData, StoredTensor, TextParts};
 use crate::Result;
 
 /// An open compressed model.
@@ -25,7 +24,7 @@ impl CompressedSource {
     pub fn new(file: CompressedFile, layout: I2sLayout) -> Result<Self> {
         let names: Vec<String> = file.file_names().map(str::to_owned).collect();
         if let [name] = &names[..]
-            && let Some(mapping) = file.file(name)?.filter(|m| m.as_slice().starts_with(GGUF_MAGIC))
+            && let Some(mapping) = file.file(name)?.filter(|m| m.as_slice().starts_with(&MAGIC))
         {
             return Ok(Self::over(file, Box::new(GgufSource::new(mapping, layout)?)));
         }

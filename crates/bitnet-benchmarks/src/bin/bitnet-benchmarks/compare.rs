@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bitnet_benchmarks::packing::{CLAIMS, packed};
+use bitnet_benchmarks::quantizers::{GROUP, QUANTIZERS, Quantizer, weight_values};
 use bitnet_benchmarks::rate::{Arena, Samples, WINDOW_BYTES, fastest};
 use bitnet_benchmarks::ternary_sets::TernarySet;
 use bitnet_benchmarks::{Machine, MeasuredOperation, Measurement, Results, Unit};
@@ -18,8 +19,6 @@ use bitnet_core::file::check_writable;
 use bitnet_quant::bit_linear::BitLinear;
 use bitnet_quant::kernels::Kernels;
 use bitnet_quant::prelude::SimdUnpacker;
-use bitnet_quant::quantize::integer::IntegerFormat;
-use bitnet_quant::quantize::{Granularity, Scheme};
 use bitnet_quant::ternary::MAX_COLS;
 use bitnet_quant::threads::Threads;
 use clap::Args;
@@ -31,18 +30,8 @@ use crate::wrong_usage;
 const TIME: Duration = Duration::from_millis(5);
 /// Tokens that go through a layer together.
 const TOKENS: usize = 16;
-/// Values that share a scale.
-const GROUP: usize = 32;
 /// All sizes are in memory at once.
 const MAX_WEIGHTS: usize = WINDOW_BYTES;
-
-const SCHEMES: [(&str, Scheme, Granularity); 5] = [
-    ("ternary, tensor", Scheme::Ternary, Granularity::Tensor),
-    ("int8, row", Scheme::Integer(IntegerFormat::INT8), Granularity::Channel),
-    ("int8 with a zero point, row", Scheme::Integer(IntegerFormat::INT8_ASYMMETRIC), Granularity::Channel),
-    ("int4, group of 32", Scheme::Integer(IntegerFormat::INT4), Granularity::Group(GROUP)),
-    ("fp16", Scheme::Fp16, Granularity::Tensor),
-];
 
 /// Measure operations, and keep the results.
 #[derive(Debug, Args)]
@@ -214,22 +203,14 @@ fn case(
     Case { entry, rates: Vec::new(), rate: Box::new(rate) }
 }
 
-/// Values as weights have them: few large ones, the same each time.
-fn values(n: usize) -> Vec<f32> {
-    let mut state = 158u64;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| (uniform() + uniform() + uniform() + uniform()) * 0.05).collect()
-}
-
 fn quantizers(MatrixSize { rows, cols }: MatrixSize) -> Vec<Case> {
     let n = rows * cols;
-    let values: Rc<[f32]> = values(n).into();
-    let quantizer = |(name, scheme, granularity): (&'static str, Scheme, Granularity)| {
+    let values: Rc<[f32]> = weight_values(n).into();
+    let of = |quantizer: Quantizer| {
+        let Quantizer { scheme, granularity, .. } = quantizer;
         let (values, mut restored) = (values.clone(), vec![0.0; n]);
-        let what = (MeasuredOperation::Quantize, name, format!("{rows}x{cols}"), Unit::Weights);
+        let what =
+            (MeasuredOperation::Quantize, &*quantizer.to_string(), format!("{rows}x{cols}"), Unit::Weights);
         case(what, 8 * n, move |_| {
             fastest(n, TIME, || {
                 let done = scheme.restore(granularity, black_box(&values), cols, black_box(&mut restored));
@@ -237,7 +218,7 @@ fn quantizers(MatrixSize { rows, cols }: MatrixSize) -> Vec<Case> {
             })
         })
     };
-    SCHEMES.into_iter().map(quantizer).collect()
+    QUANTIZERS.into_iter().map(of).collect()
 }
 
 /// Each packing on the data that it is claimed for.
@@ -277,9 +258,9 @@ fn packings(operation: MeasuredOperation, size: MatrixSize, kernels: &'static Ke
 }
 
 fn layers(MatrixSize { rows, cols }: MatrixSize, kernels: &'static Kernels) -> Vec<Case> {
-    let layer = BitLinear::new(values(rows * cols), rows, cols).expect("finite values of the shape");
+    let layer = BitLinear::new(weight_values(rows * cols), rows, cols).expect("finite values of the shape");
     let layer = Rc::new(layer);
-    let x: Rc<[f32]> = values(TOKENS * cols).into();
+    let x: Rc<[f32]> = weight_values(TOKENS * cols).into();
     let data = format!("{rows}x{cols}");
     // What is read of the weights is what the kernels read, and rows go in and out in single precision.
     let forward_bytes = rows * cols / 4 + 4 * TOKENS * (rows + cols);
