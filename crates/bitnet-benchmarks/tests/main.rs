@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use bitnet_benchmarks::quantizers::QUANTIZERS;
+
 fn call(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bitnet-benchmarks")).args(args).current_dir(folder).output().unwrap()
 }
@@ -46,7 +48,7 @@ fn operations_are_measured_and_kept() {
     let entries = file["entries"].as_array().unwrap();
     let count = |operation: &str| entries.iter().filter(|entry| entry["operation"] == operation).count();
     let counts = ["quantize", "ratio", "pack", "unpack", "bitlinear"].map(count);
-    assert_eq!(counts, [5, 7, 7, 7, 2]);
+    assert_eq!(counts, [QUANTIZERS.len(), 7, 7, 7, 2]);
     for entry in entries {
         let n = if entry["operation"] == "ratio" { 1 } else { 2 };
         assert_eq!(entry["samples"].as_array().unwrap().len(), n, "{entry}");

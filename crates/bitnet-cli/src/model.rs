@@ -28,7 +28,7 @@ use crate::values;
 /// Loads that are over by then show nothing.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a conversation rests before it is compressed: then its next answer waits for it, some tenths of a second for
-/// each thousand tokens.
+/// each thousand tokens (the ignored test `cost_of_a_rest` prints it).
 const REST: Duration = Duration::from_secs(600);
 /// The environment variable that chooses the kernels.
 const ISA_VARIABLE: &str = "BITNET_ISA";
