@@ -10,6 +10,8 @@ use crate::{Error, Result};
 
 /// Large enough that the system call costs nothing beside the bytes.
 const BUFFER_BYTES: usize = 1 << 20;
+/// How often it is tried to remove a folder that others write to.
+const REMOVALS: usize = 100;
 /// How the names end under which files and folders are written.
 const SUFFIX: &str = ".partial";
 
@@ -128,12 +130,14 @@ impl Hidden {
             hidden.push(name);
             hidden.push(format!(".{}-{attempt}{SUFFIX}", std::process::id()));
             let temporary = path.with_file_name(hidden);
+            // Whoever ends the program knows of it as soon as it is there.
+            let mut unfinished = lock_unfinished();
             match make(&temporary) {
                 Ok(made) => {
                     let lock = lock(&temporary, File::lock);
                     // Somebody may have taken it for abandoned before it was locked.
                     if temporary.exists() {
-                        lock_unfinished().push(temporary.clone());
+                        unfinished.push(temporary.clone());
                         return Ok((Hidden { path: temporary, _lock: lock }, made));
                     }
                 }
@@ -191,7 +195,13 @@ fn remove(path: &Path) {
 /// because somebody asked them to.
 pub fn remove_unfinished_files() {
     for path in lock_unfinished().drain(..) {
-        remove(&path);
+        // Others still write: a folder into which they put a file meanwhile is not empty.
+        for _ in 0..REMOVALS {
+            remove(&path);
+            if !path.exists() {
+                break;
+            }
+        }
     }
 }
 
