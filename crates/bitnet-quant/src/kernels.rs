@@ -12,6 +12,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_lookup;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
 mod elementwise;
 mod float_kernels;
@@ -204,6 +206,8 @@ pub enum Activation {
 type Attend = unsafe fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, lens: &[usize], part: PartialAttention<'_>);
 
 type GemmTiles = unsafe fn(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]);
+/// Outputs of several bands for some tokens.
+type BitlinearBands = unsafe fn(bands: Bands<'_>, x: BandTokens<'_>, out: BandOutputs);
 /// Bounds of rows from their sums.
 type HeadBounds = unsafe fn(
     sums: &[f64],
@@ -214,6 +218,37 @@ type HeadBounds = unsafe fn(
     lower: &mut [f32],
     upper: &mut [f32],
 );
+
+/// Tokens and bands that [`Kernels::bitlinear_bands`] takes at most.
+pub(crate) const BANDS_TOKENS: usize = 60;
+pub(crate) const MAX_BANDS: usize = 42;
+
+/// Bands of [`crate::layout::tiles`] that follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bands<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) band_bytes: usize,
+}
+
+/// Quantised tokens that meet them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BandTokens<'a> {
+    /// `stride` apart.
+    pub(crate) codes: &'a [i8],
+    pub(crate) stride: usize,
+    /// Σ code of each token.
+    pub(crate) sums: &'a [i32],
+    /// What the sums of each token are multiplied by.
+    pub(crate) factors: &'a [f32],
+}
+
+/// Where their outputs go: the first `rows` rows of each token, tokens `pitch` apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BandOutputs {
+    pub(crate) out: *mut f32,
+    pub(crate) pitch: usize,
+    pub(crate) rows: usize,
+}
 
 /// The kernels of one instruction set.
 ///
@@ -229,6 +264,8 @@ pub struct Kernels {
     burst_ops: u64,
     /// Raw products of one band of tiles with n tokens, `stride` apart; the oracle's where nothing faster is known.
     gemm_tiles_i8: Option<GemmTiles>,
+    /// Whole outputs of several bands, where that is faster than one after another.
+    bitlinear_bands: Option<BitlinearBands>,
     /// Raw products of each run of 64 columns of one row.
     dot64_i2_i8: unsafe fn(w: &[u8], x: &[i8], out: &mut [i32]),
     /// Σ acc·d on [`crate::reduce::BLOCK_LANES`] lanes.
@@ -286,7 +323,7 @@ impl Kernels {
             tables.extend(sse41::detect());
             tables.extend(avx2::detect());
             tables.extend(avx512::detect());
-            tables.extend(avx512_vbmi::detect());
+            tables.extend(avx512_lookup::detect().into_iter().flatten());
             tables.extend(amx::detect());
         }
         #[cfg(target_arch = "aarch64")]
@@ -333,6 +370,31 @@ impl Kernels {
         assert_eq!(out.len(), n * TILE_ROWS);
         // SAFETY: as above.
         unsafe { (self.gemm_tiles_i8.unwrap_or(scalar::gemm_tiles_i8))(band, x, stride, n, out) }
+    }
+
+    /// `out[t][r] = f32(Σ_c code[r][c] · x[t][c] - sum[t]) · factor[t]` of some bands, as [`Kernels::gemm_tiles_i8`] and
+    /// [`Kernels::scale_sums`] give it.
+    ///
+    /// # Panics
+    /// Where [`Kernels::has_bands`] is false.
+    ///
+    /// # Safety
+    /// The outputs of all tokens are the caller's to write.
+    pub(crate) unsafe fn bitlinear_bands(&self, bands: Bands<'_>, x: BandTokens<'_>, out: BandOutputs) {
+        assert!(bands.band_bytes > 0 && bands.band_bytes.is_multiple_of(TILE_BYTES));
+        assert!(bands.codes.len().is_multiple_of(bands.band_bytes));
+        let (n_bands, n) = (bands.codes.len() / bands.band_bytes, x.sums.len());
+        assert!((1..=MAX_BANDS).contains(&n_bands) && (1..=BANDS_TOKENS).contains(&n));
+        assert!(n == x.factors.len() && out.rows.div_ceil(TILE_ROWS) == n_bands);
+        assert!(x.codes.len() >= (n - 1) * x.stride + bands.band_bytes / TILE_BYTES * TILE_COLS);
+        let bitlinear = self.bitlinear_bands.expect("a kernel for bands");
+        // SAFETY: as above, and the caller vouches for the outputs.
+        unsafe { bitlinear(bands, x, out) }
+    }
+
+    /// Whether there is a kernel for bands side by side.
+    pub(crate) fn has_bands(&self) -> bool {
+        self.bitlinear_bands.is_some()
     }
 
     /// Whether [`Kernels::gemm_tiles_i8`] is more than the oracle here.

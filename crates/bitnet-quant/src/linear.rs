@@ -3,8 +3,10 @@
 //! Rows are split into pieces of about equal bytes. A piece is the same arithmetic whoever computes it and however
 //! many tokens come along, so that thread counts and batch sizes leave no trace in the results.
 
+use std::ops::Range;
+
 use crate::dense::DenseFormat;
-use crate::kernels::{DenseRow, Kernels};
+use crate::kernels::{BANDS_TOKENS, BandOutputs, BandTokens, Bands, DenseRow, Kernels, MAX_BANDS};
 use crate::layout::tiles::{self, TILE_ROWS};
 use crate::layout::{Codes, Scales, TernaryView, code, padded_cols, row_bytes};
 use crate::reduce::{ROW_LANES, tree};
@@ -19,6 +21,15 @@ const PIECE_ROWS: usize = 64;
 /// Tokens whose sums are held at a time: enough that a piece of weights is decoded for many of them, few enough that the
 /// sums stay near.
 const BATCH: usize = 128;
+/// Tokens from which on bands are computed side by side, where there is a kernel for that.
+const BANDS_FROM: usize = 13;
+/// Bands side by side at least, so that tables for them pay.
+const MIN_BANDS: usize = 9;
+/// Bands and tokens of a register tile, of which pieces are to be multiples.
+const BANDS_STEP: usize = 3;
+const TOKENS_STEP: usize = 2;
+/// Pieces that a thread should have at least, so that a slow one holds nobody up.
+const PIECES_PER_THREAD: usize = 4;
 
 /// Activations of some tokens, quantised to int8 (absmax), in memory that the caller keeps.
 #[derive(Debug)]
@@ -144,22 +155,69 @@ pub fn bitlinear<const N: usize>(
         assert_eq!(out.len(), x.n * w.rows());
     }
     let outs = outs.map(Disjoint::new);
-    let pieces = ws.map(|w| w.rows().div_ceil(ternary_piece_rows(w)));
-    threads.run(pieces.iter().sum(), &|mut piece| {
-        for ((w, out), pieces) in ws.iter().zip(&outs).zip(pieces) {
-            if piece < pieces {
-                let rows = ternary_piece_rows(w);
-                let first = piece * rows;
-                let rows = rows.min(w.rows() - first);
+    let cuts = ws.map(|w| Cut::of(kernels, threads, w, x.n));
+    threads.run(cuts.iter().map(Cut::pieces).sum(), &|mut piece| {
+        for ((w, out), cut) in ws.iter().zip(&outs).zip(&cuts) {
+            if piece < cut.pieces() {
+                let (rows, tokens) = cut.piece(piece);
                 match w.codes() {
-                    Codes::Rows(codes) => row_piece(kernels, w, codes, x, first, rows, out),
-                    Codes::Tiles(codes) => tile_piece(kernels, w, codes, x, first, rows, out),
+                    Codes::Rows(codes) => row_piece(kernels, w, codes, x, rows, out),
+                    Codes::Tiles(codes) if cut.in_bands => {
+                        band_piece(kernels, w, codes, x, rows, tokens, out)
+                    }
+                    Codes::Tiles(codes) => tile_piece(kernels, w, codes, x, rows, out),
                 }
                 return;
             }
-            piece -= pieces;
+            piece -= cut.pieces();
         }
     });
+}
+
+/// How a ternary product is cut into pieces.
+struct Cut {
+    /// Rows and tokens of the product.
+    extent: (usize, usize),
+    /// Rows and tokens of a piece.
+    piece: (usize, usize),
+    /// Whether a piece is computed band beside band.
+    in_bands: bool,
+}
+
+impl Cut {
+    fn of(kernels: &Kernels, threads: &Threads, w: &TernaryView<'_>, n: usize) -> Cut {
+        let extent = (w.rows(), n);
+        match w.codes() {
+            Codes::Rows(_) => Cut { extent, piece: (piece_rows(row_bytes(w.cols())), n), in_bands: false },
+            Codes::Tiles(_) if kernels.has_bands() && n >= BANDS_FROM => {
+                let even =
+                    |n: usize, most: usize, step: usize| n.div_ceil(n.div_ceil(most)).next_multiple_of(step);
+                let tokens = even(n, BANDS_TOKENS, TOKENS_STEP).min(n);
+                let bands = w.rows().div_ceil(TILE_ROWS);
+                let wanted = (PIECES_PER_THREAD * threads.len()).div_ceil(n.div_ceil(tokens));
+                let most = bands.div_ceil(wanted).clamp(MIN_BANDS, MAX_BANDS);
+                let bands = even(bands, most, BANDS_STEP);
+                Cut { extent, piece: (bands * TILE_ROWS, tokens), in_bands: true }
+            }
+            Codes::Tiles(_) => {
+                let bands = (PIECE_BYTES / tiles::band_bytes(w.cols())).max(1);
+                Cut { extent, piece: (bands * TILE_ROWS, n), in_bands: false }
+            }
+        }
+    }
+
+    fn pieces(&self) -> usize {
+        self.extent.0.div_ceil(self.piece.0) * self.extent.1.div_ceil(self.piece.1)
+    }
+
+    fn piece(&self, number: usize) -> (Range<usize>, Range<usize>) {
+        let across = self.extent.1.div_ceil(self.piece.1);
+        let range = |i: usize, step: usize, end: usize| i * step..end.min((i + 1) * step);
+        (
+            range(number / across, self.piece.0, self.extent.0),
+            range(number % across, self.piece.1, self.extent.1),
+        )
+    }
 }
 
 /// Dense linear: `out[t][r] = Σ w·x` in the order of [`crate::reduce::row_dot`].
@@ -259,42 +317,69 @@ fn piece_rows(row_bytes: usize) -> usize {
     (PIECE_BYTES / row_bytes.max(1) / 16 * 16).clamp(16, PIECE_ROWS)
 }
 
-/// The same of a ternary matrix; of tiles, whole bands.
-fn ternary_piece_rows(w: &TernaryView<'_>) -> usize {
-    match w.codes() {
-        Codes::Rows(_) => piece_rows(row_bytes(w.cols())),
-        Codes::Tiles(_) => (PIECE_BYTES / tiles::band_bytes(w.cols())).max(1) * TILE_ROWS,
-    }
-}
-
-/// The rows from `first` on, a multiple of [`TILE_ROWS`].
+/// Rows of a matrix in tiles and all tokens, one band after the other.
 fn tile_piece(
     kernels: &Kernels,
     w: &TernaryView<'_>,
     codes: &[u8],
     x: &QuantizedRows<'_>,
-    first: usize,
-    rows: usize,
+    rows: Range<usize>,
     out: &Disjoint<'_, f32>,
 ) {
     let Scales::Tensor(scale) = w.scales() else { unreachable!("tiles have one scale") };
     let band_bytes = tiles::band_bytes(w.cols());
-    let bands = codes[first / TILE_ROWS * band_bytes..].chunks_exact(band_bytes);
+    let bands = codes[rows.start / TILE_ROWS * band_bytes..].chunks_exact(band_bytes);
     // Clearing the large one takes as long as a tenth of a piece for one token.
     let (mut few, mut many) = ([0i32; TILE_ROWS], None);
     let acc = if x.n == 1 { &mut few[..] } else { &mut many.insert([0i32; TILE_ROWS * BATCH])[..] };
-    for (band, r) in bands.zip((first..first + rows).step_by(TILE_ROWS)) {
-        let rows = TILE_ROWS.min(w.rows() - r);
+    for (band, r) in bands.zip(rows.clone().step_by(TILE_ROWS)) {
+        let rows = TILE_ROWS.min(rows.end - r);
         for t0 in (0..x.n).step_by(BATCH) {
             let n = BATCH.min(x.n - t0);
             let acc = &mut acc[..n * TILE_ROWS];
             kernels.gemm_tiles_i8(band, x.codes_from(t0), x.stride, n, acc);
             for (t, acc) in (t0..).zip(acc.chunks_exact(TILE_ROWS)) {
-                // SAFETY: rows r..r + rows of the output belong to this piece alone.
+                // SAFETY: these rows of the output belong to this piece alone.
                 let out = unsafe { out.part(t * w.rows() + r, rows) };
                 kernels.scale_sums(&acc[..rows], x.sums[t], scale / x.factors[t], out);
             }
         }
+    }
+}
+
+/// Rows of a matrix in tiles and some tokens, all bands side by side.
+fn band_piece(
+    kernels: &Kernels,
+    w: &TernaryView<'_>,
+    codes: &[u8],
+    x: &QuantizedRows<'_>,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+    out: &Disjoint<'_, f32>,
+) {
+    let Scales::Tensor(scale) = w.scales() else { unreachable!("tiles have one scale") };
+    let band_bytes = tiles::band_bytes(w.cols());
+    let n_bands = rows.len().div_ceil(TILE_ROWS);
+    let codes = &codes[rows.start / TILE_ROWS * band_bytes..][..n_bands * band_bytes];
+    let mut factors = [0.0; BANDS_TOKENS];
+    let factors = &mut factors[..tokens.len()];
+    for (factor, x) in factors.iter_mut().zip(&x.factors[tokens.clone()]) {
+        *factor = scale / x;
+    }
+    let x = BandTokens {
+        codes: x.codes_from(tokens.start),
+        stride: x.stride,
+        sums: &x.sums[tokens.clone()],
+        factors,
+    };
+    // SAFETY: these rows and tokens of the output belong to this piece alone.
+    unsafe {
+        let out = out.block(tokens.start * w.rows() + rows.start, rows.len(), w.rows(), tokens.len());
+        kernels.bitlinear_bands(
+            Bands { codes, band_bytes },
+            x,
+            BandOutputs { out, pitch: w.rows(), rows: rows.len() },
+        );
     }
 }
 
@@ -303,10 +388,10 @@ fn row_piece(
     w: &TernaryView<'_>,
     codes: &[u8],
     x: &QuantizedRows<'_>,
-    first: usize,
-    rows: usize,
+    rows: Range<usize>,
     out: &Disjoint<'_, f32>,
 ) {
+    let (first, rows) = (rows.start, rows.len());
     let row_bytes = row_bytes(w.cols());
     let codes = &codes[first * row_bytes..][..rows * row_bytes];
     // As in `tile_piece`.

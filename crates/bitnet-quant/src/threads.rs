@@ -406,6 +406,17 @@ impl<'a, T> Disjoint<'a, T> {
 }
 
 impl<T> Disjoint<'_, T> {
+    /// The first of `len` elements from `at` on that come `times` times, `pitch` apart.
+    ///
+    /// # Safety
+    /// As for `part`, for all of them.
+    pub(crate) unsafe fn block(&self, at: usize, len: usize, pitch: usize, times: usize) -> *mut T {
+        let span = times.checked_sub(1).and_then(|gaps| gaps.checked_mul(pitch)?.checked_add(len));
+        assert!(span.and_then(|span| span.checked_add(at)).is_some_and(|end| end <= self.len));
+        // SAFETY: inside the slice by the assertion.
+        unsafe { self.start.add(at) }
+    }
+
     /// Writes one element.
     ///
     /// # Safety

@@ -204,7 +204,7 @@ unsafe fn tokens<const T: usize>(band: &[u8], x: *const i8, stride: usize, out: 
 /// Four activations in every 32-bit lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn broadcast(x: *const i8) -> __m512i {
+pub(super) unsafe fn broadcast(x: *const i8) -> __m512i {
     // SAFETY: the caller vouches for four activations.
     _mm512_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
 }
@@ -284,7 +284,7 @@ impl Decoder {
     /// The fields of both groups in the low bits of each byte; the bits above are those of the next fields.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    unsafe fn fields(&self, tile: &[u8]) -> [__m512i; GROUPS] {
+    pub(super) unsafe fn fields(&self, tile: &[u8]) -> [__m512i; GROUPS] {
         debug_assert_eq!(tile.len(), TILE_BYTES);
         // SAFETY: the first and the last 64 bytes of the 80 of a tile.
         let groups = unsafe {
@@ -304,7 +304,7 @@ impl Decoder {
     /// The codes of one of the three columns of each field.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vbmi")]
-    fn codes(&self, fields: __m512i, digit: usize) -> __m512i {
+    pub(super) fn codes(&self, fields: __m512i, digit: usize) -> __m512i {
         _mm512_permutexvar_epi8(fields, self.digits[digit])
     }
 }

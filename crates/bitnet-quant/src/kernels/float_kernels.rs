@@ -279,6 +279,7 @@ macro_rules! table {
             burst,
             burst_ops: <$ternary as ternary_kernels::TernaryOps>::BURST_OPS,
             gemm_tiles_i8: $tiles,
+            bitlinear_bands: None,
             dot64_i2_i8,
             block_sum,
             row_dot,

@@ -27,6 +27,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     burst,
     burst_ops: 2,
     gemm_tiles_i8: None,
+    bitlinear_bands: None,
     dot64_i2_i8,
     block_sum,
     row_dot,

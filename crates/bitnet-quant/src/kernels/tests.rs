@@ -576,6 +576,73 @@ fn tiles_have_products_of_any_extent() {
     }
 }
 
+/// What one band after the other gives: `rows` rows of each token, `pitch` apart, and what was in `out` between them.
+fn bitlinear_one_by_one(bands: Bands<'_>, x: BandTokens<'_>, rows: usize, pitch: usize, out: &mut [f32]) {
+    let mut acc = vec![0; x.sums.len() * TILE_ROWS];
+    for (b, band) in bands.codes.chunks_exact(bands.band_bytes).enumerate() {
+        scalar::KERNELS.gemm_tiles_i8(band, x.codes, x.stride, x.sums.len(), &mut acc);
+        for (t, acc) in acc.chunks_exact(TILE_ROWS).enumerate() {
+            let rows = TILE_ROWS.min(rows - b * TILE_ROWS);
+            let out = &mut out[t * pitch + b * TILE_ROWS..][..rows];
+            scalar::KERNELS.scale_sums(&acc[..rows], x.sums[t], x.factors[t], out);
+        }
+    }
+}
+
+fn assert_bands_are_exact(bands: Bands<'_>, x: BandTokens<'_>, rows: usize) {
+    let pitch = rows + 3;
+    let mut want = vec![7.0; x.sums.len() * pitch];
+    bitlinear_one_by_one(bands, x, rows, pitch, &mut want);
+    for kernels in vector_tables().filter(|k| k.has_bands()) {
+        let mut got = vec![7.0; want.len()];
+        // SAFETY: the outputs are in `got`.
+        unsafe { kernels.bitlinear_bands(bands, x, BandOutputs { out: got.as_mut_ptr(), pitch, rows }) };
+        let tiles = bands.band_bytes / TILE_BYTES;
+        assert!(got == want, "{kernels:?}, {rows} rows, {tiles} tiles, {} tokens", x.sums.len());
+    }
+}
+
+/// Register tiles and blocks that are full, partial and absent; rows that end anywhere in a band.
+#[test]
+fn bands_side_by_side_give_what_they_give_one_by_one() {
+    let extents = [(1, 60), (2, 13), (3, 2), (4, 3), (5, 1), (6, 59), (MAX_BANDS, 4)];
+    for (n_bands, n) in extents {
+        for tiles in [1, 2, 4, 6, 7, 8, 20, 21, 22, 28, 43] {
+            let mut state = (n_bands * 1000 + tiles) as u32;
+            let mut byte = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            };
+            let band_bytes = tiles * TILE_BYTES;
+            let codes: Vec<u8> = (0..n_bands * band_bytes).map(|_| byte()).collect();
+            let (cols, stride) = (tiles * TILE_COLS, tiles * TILE_COLS + 5);
+            // Nothing lies behind the last token.
+            let x: Vec<i8> = (0..(n - 1) * stride + cols).map(|_| byte() as i8).collect();
+            let sums: Vec<i32> = x.chunks(stride).map(|x| x.iter().map(|x| i32::from(*x)).sum()).collect();
+            let factors: Vec<f32> = (0..n).map(|t| 0.01 + t as f32).collect();
+            let x = BandTokens { codes: &x, stride, sums: &sums, factors: &factors };
+            for missing in [0, 1, 15, 16, 17, 31] {
+                assert_bands_are_exact(Bands { codes: &codes, band_bytes }, x, n_bands * TILE_ROWS - missing);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_sums_of_bands_do_not_overflow() {
+    // Every digit is 2, the largest: 26 in all fields.
+    let fields = (0..8).fold(0u64, |string, f| string | 26 << (5 * f)).to_le_bytes();
+    let band_bytes = 50 * TILE_BYTES;
+    let codes = fields[..5].repeat(3 * band_bytes / 5);
+    let stride = 50 * TILE_COLS;
+    for code in [127i8, -128] {
+        let x = vec![code; 5 * stride];
+        let x =
+            BandTokens { codes: &x, stride, sums: &[stride as i32 * i32::from(code); 5], factors: &[1.0; 5] };
+        assert_bands_are_exact(Bands { codes: &codes, band_bytes }, x, 3 * TILE_ROWS);
+    }
+}
+
 #[test]
 fn the_widest_rows_do_not_overflow() {
     let x = vec![-128; crate::ternary::MAX_COLS];
