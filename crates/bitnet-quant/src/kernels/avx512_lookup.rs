@@ -41,9 +41,9 @@ pub(super) fn detect() -> Option<[&'static Kernels; 2]> {
 
 /// Whether products are faster with lookups than without: measured in some hundred microseconds, once.
 fn pays(dots: &Kernels) -> bool {
-    const REPEATS: usize = 8;
+    const REPEATS: usize = 5;
     /// Enough for tables to serve many rows, as those of a model do.
-    const N_BANDS: usize = 4 * BANDS;
+    const N_BANDS: usize = 12 * BANDS;
     const COLS: usize = BLOCK_TILES * TILE_COLS;
     let (band_bytes, rows) = (BLOCK_TILES * TILE_BYTES, N_BANDS * TILE_ROWS);
     let bands = Bands { codes: &vec![0; N_BANDS * band_bytes], band_bytes };
