@@ -1,13 +1,14 @@
 //! A persistent thread pool for kernels: work in small pieces, claimed by whoever is free.
 //!
 //! A job is a function of a piece's number. Each thread has a run of pieces that follow each other, because memory is read
-//! fastest from end to end, and takes from the end of another's run when its own is done. Workers that wake late find the job closed and go back to waiting, so
-//! that a core which is taken away delays only the piece it has in hand. Between jobs workers spin for some
-//! microseconds, because the next layer follows at once, and then park.
+//! fastest from end to end, and takes from the end of another's run when its own is done. Workers that wake late find the
+//! job closed and go back to waiting, so that a core which is taken away delays only the piece it has in hand. Between
+//! jobs workers spin for some microseconds, because the next layer follows at once, and then park.
 //!
 //! Where other programs want the cores, too, a worker may lose its core with a piece in hand, and everybody waits until it
-//! has one again: some milliseconds, in which one thread alone would have done many jobs. So a worker that held up a job
-//! rests, for longer each time it does so again.
+//! has one again: some milliseconds, in which one thread alone would have done many jobs. So a worker offers its core to
+//! others now and then while it has nothing in hand, and one that held up a job nevertheless rests, for longer each time
+//! it does so again.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -31,6 +32,12 @@ const STALL_PIECES: u32 = 3;
 /// How long a worker that stalled rests: at first, and at most.
 const FIRST_REST: Duration = Duration::from_millis(4);
 const LONGEST_REST: Duration = Duration::from_millis(256);
+
+/// How long a thread keeps its core before it offers it to others, between two pieces: systems leave a core to one thread
+/// for some milliseconds, and take it away at any point after that.
+const TURN: Duration = Duration::from_millis(2);
+/// Time that a thread cannot account for and so was without its core: a turn begins.
+const AWAY: Duration = Duration::from_micros(500);
 
 type Job = dyn Fn(usize) + Sync;
 
@@ -215,8 +222,10 @@ impl Shared {
         let _env = DefaultFloatEnv::enter();
         self.started.fetch_add(1, Ordering::Release);
         let mut done = 0;
+        let mut turn = Turn::new();
         while let Some(job) = self.wait_for_job(number, done) {
             done = job;
+            turn.end_if_over();
             if !self.enter(job) {
                 continue;
             }
@@ -330,6 +339,38 @@ impl Shared {
             std::hint::spin_loop();
         }
         0
+    }
+}
+
+/// The time for which a thread has had its core.
+#[derive(Debug)]
+struct Turn {
+    since: Instant,
+    seen: Instant,
+}
+
+impl Turn {
+    fn new() -> Self {
+        let now = Instant::now();
+        Turn { since: now, seen: now }
+    }
+
+    /// Whether the thread has had its core for so long by `now` that it should offer it to others.
+    fn is_over(&mut self, now: Instant) -> bool {
+        if now - self.seen > AWAY {
+            self.since = now;
+        }
+        self.seen = now;
+        now - self.since > TURN
+    }
+
+    /// Offers the core to others when the turn is over. Who does so with nothing in hand keeps nobody waiting, whereas a
+    /// system that takes the core away does so at any time.
+    fn end_if_over(&mut self) {
+        if self.is_over(Instant::now()) {
+            std::thread::yield_now();
+            *self = Turn::new();
+        }
     }
 }
 
@@ -538,6 +579,18 @@ mod tests {
         pace.rested_at = Instant::now().checked_sub(2 * LONGEST_REST);
         pace.adapt(&threads.shared, 1);
         assert_eq!(pace.rest, FIRST_REST);
+    }
+
+    #[test]
+    fn a_turn_is_over_after_a_while_with_the_core() {
+        let mut turn = Turn::new();
+        let start = turn.since;
+        let steps = (0..20).map(|i| i * AWAY / 2).find(|t| turn.is_over(start + *t));
+        assert_eq!(steps, Some(TURN + AWAY / 2));
+        // Time without the core counts for nothing.
+        let mut turn = Turn::new();
+        let start = turn.since;
+        assert!((0..20).all(|i| !turn.is_over(start + i * 2 * AWAY)));
     }
 
     #[test]
