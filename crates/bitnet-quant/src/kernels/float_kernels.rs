@@ -173,20 +173,20 @@ pub(super) fn add(h: &mut [f32], y: &[f32]) {
 
 #[inline(always)]
 pub(super) unsafe fn gate<V: Vector>(f: Activation, gate: &mut [f32], up: &[f32]) {
+    if f == Activation::Relu2 {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let positive = if *gate < 0.0 { 0.0 } else { *gate };
+            *gate = positive * positive * up;
+        }
+        return;
+    }
     for i in (0..gate.len()).step_by(V::LANES) {
         let n = gate.len() - i;
         // SAFETY: the caller enables the instruction set; the slices are equally long and i is inside them.
         unsafe {
             let p = gate.as_mut_ptr().add(i);
             let g = V::load_first(p, n, 0.0);
-            let activated = match f {
-                Activation::Relu2 => {
-                    let zero = V::splat(0.0);
-                    let positive = g.if_less(zero, zero, g);
-                    positive.mul(positive)
-                }
-                Activation::Silu => g.div(V::splat(1.0).add(g.neg().exp())),
-            };
+            let activated = g.div(V::splat(1.0).add(g.neg().exp()));
             activated.mul(V::load_first(up.as_ptr().add(i), n, 0.0)).store_first(p, n);
         }
     }

@@ -371,15 +371,7 @@ impl Vector for __m128 {
         fn sub(self, other: Self) -> Self { _mm_sub_ps(self, other) }
         fn mul(self, other: Self) -> Self { _mm_mul_ps(self, other) }
         fn div(self, other: Self) -> Self { _mm_div_ps(self, other) }
-        fn fma(self, b: Self, c: Self) -> Self {
-            let low = fma_to_odd(_mm_cvtps_pd(self), _mm_cvtps_pd(b), _mm_cvtps_pd(c));
-            let high = fma_to_odd(
-                _mm_cvtps_pd(_mm_movehl_ps(self, self)),
-                _mm_cvtps_pd(_mm_movehl_ps(b, b)),
-                _mm_cvtps_pd(_mm_movehl_ps(c, c)),
-            );
-            _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high))
-        }
+        fn fma(self, b: Self, c: Self) -> Self { fma(self, b, c) }
         fn neg(self) -> Self { _mm_xor_ps(self, _mm_set1_ps(-0.0)) }
         fn round(self) -> Self { _mm_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self) }
         fn power_of_two(self) -> Self {
@@ -400,6 +392,40 @@ impl Vector for __m128 {
             _mm_add_ps(_mm_shuffle_ps::<0x88>(low, high), _mm_shuffle_ps::<0xDD>(low, high))
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+/// Four lanes of [`crate::float::fma`].
+///
+/// Rounding the sum of `f64` once more, to `f32`, goes wrong only where that sum lies halfway between two `f32`: half a
+/// unit has the highest of the 29 bits that are lost, and no other. Results below the normal numbers lose more bits.
+#[inline(always)]
+unsafe fn fma(a: __m128, b: __m128, c: __m128) -> __m128 {
+    // SAFETY: register operations of the instruction set that the caller enables.
+    unsafe {
+        let sum = |a, b, c| _mm_add_pd(_mm_mul_pd(_mm_cvtps_pd(a), _mm_cvtps_pd(b)), _mm_cvtps_pd(c));
+        let upper = |v| _mm_movehl_ps(v, v);
+        let (low, high) = (sum(a, b, c), sum(upper(a), upper(b), upper(c)));
+        let result = _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high));
+        let bits = _mm_castps_si128(_mm_shuffle_ps::<0x88>(_mm_castpd_ps(low), _mm_castpd_ps(high)));
+        let lost = _mm_and_si128(bits, _mm_set1_epi32((1 << 29) - 1));
+        let halfway = _mm_castsi128_ps(_mm_cmpeq_epi32(lost, _mm_set1_epi32(1 << 28)));
+        let magnitude = _mm_andnot_ps(_mm_set1_ps(-0.0), result);
+        let small = _mm_cmplt_ps(magnitude, _mm_set1_ps(f32::MIN_POSITIVE));
+        if _mm_movemask_ps(_mm_or_ps(halfway, small)) == 0 { result } else { fma_by_odd_sums(a, b, c) }
+    }
+}
+
+/// The same wherever sums lie.
+#[cold]
+#[target_feature(enable = "sse4.1")]
+unsafe fn fma_by_odd_sums(a: __m128, b: __m128, c: __m128) -> __m128 {
+    // SAFETY: as above.
+    unsafe {
+        let low = fma_to_odd(_mm_cvtps_pd(a), _mm_cvtps_pd(b), _mm_cvtps_pd(c));
+        let upper = |v| _mm_cvtps_pd(_mm_movehl_ps(v, v));
+        let high = fma_to_odd(upper(a), upper(b), upper(c));
+        _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high))
     }
 }
 

@@ -522,6 +522,35 @@ fn every_half_precision_number_is_widened_exactly() {
     }
 }
 
+/// As near ties above, where a unit of `f32` is 2^-149 however small the number: too far from the last place of `f64`
+/// for the sum to show on which side of the tie it lies.
+#[test]
+fn fused_multiply_adds_round_once_below_the_normal_numbers() {
+    let power = |e: i32| f32::from_bits(((127 + e) as u32) << 23);
+    let w = [1.0 + f32::EPSILON, 1.0, 1.0 - f32::EPSILON, 1.0 + f32::EPSILON].map(|w| w * power(-75));
+    let x = [1.0 - f32::EPSILON, 1.0, 1.0 - f32::EPSILON, 1.0 + f32::EPSILON].map(|x| x * power(-75));
+    for unit in 0..4 {
+        let lanes = [f32::from_bits((1 << 22) + unit); 4];
+        for sign in [1.0, -1.0] {
+            let (lanes, x) = (lanes.map(|lane| sign * lane), x.map(|x| sign * x));
+            let mut want = lanes;
+            scalar::KERNELS.accumulate(&mut want, &w, &x);
+            for kernels in vector_tables() {
+                let mut got = lanes;
+                kernels.accumulate(&mut got, &w, &x);
+                assert_same(kernels, &got, &want);
+                // One at a time: a lane that is at a tie would send all to the exact way.
+                for l in 0..4 {
+                    let (mut got, mut alone) = ([1.5; 4], [0.0; 4]);
+                    (got[l], alone[l]) = (lanes[l], w[l]);
+                    kernels.accumulate(&mut got, &alone, &x);
+                    assert_same(kernels, &got[l..=l], &want[l..=l]);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_largest_products_do_not_overflow() {
     const COLS: usize = 16_384;
