@@ -110,7 +110,7 @@ pub struct CpuCapabilities {
     pub n_threads: usize,
     /// Cores that those threads are on, where the system tells it.
     pub n_cores: Option<usize>,
-    /// Kernel tables that it can run, the plainest first.
+    /// Kernel tables that it can run, the slowest first.
     pub kernels: Vec<&'static str>,
     /// The largest cache in bytes, where the system tells it.
     pub cache_bytes: Option<u64>,
@@ -141,6 +141,9 @@ impl CpuCapabilities {
     pub fn identity(&self) -> String {
         let CpuCapabilities { name, n_threads, n_cores, kernels, cache_bytes, .. } = self;
         let known = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        // Which of two tables is the faster is itself a measurement.
+        let mut kernels = kernels.clone();
+        kernels.sort_unstable();
         format!(
             "{} ({}); {n_threads} threads of {} cores; {} bytes of cache; {}",
             name.as_deref().unwrap_or(std::env::consts::ARCH),
@@ -217,5 +220,8 @@ mod tests {
         assert!(others.iter().all(|other| other.identity() != this.identity()));
         // Memory in use is no property of the machine.
         assert_eq!(CpuCapabilities { available_bytes: None, ..this.clone() }.identity(), this.identity());
+        // Nor is the order of tables that are about equally fast.
+        let kernels = this.kernels.iter().rev().copied().collect();
+        assert_eq!(CpuCapabilities { kernels, ..this.clone() }.identity(), this.identity());
     }
 }

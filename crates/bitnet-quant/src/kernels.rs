@@ -314,7 +314,7 @@ impl Kernels {
         found.ok_or_else(|| UnusableIsa { name: isa.name().to_owned() })
     }
 
-    /// Every table that this processor can run, the plainest first; an instruction set may have several variants.
+    /// Every table that this processor can run, the slowest first; an instruction set may have several variants.
     pub fn available() -> Vec<&'static Kernels> {
         #[allow(unused_mut, reason = "architectures without vector kernels push nothing")]
         let mut tables = vec![&scalar::KERNELS];
