@@ -10,6 +10,8 @@ mod attention_kernels;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_tiles;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_lookup;
@@ -21,10 +23,14 @@ mod head_kernels;
 mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_tiles;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod sse41;
 mod ternary_kernels;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tile_kernels;
 pub(crate) mod unpacking;
 mod vector;
 

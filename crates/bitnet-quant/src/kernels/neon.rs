@@ -17,7 +17,7 @@ use super::unpacking::{
     bytes_with_signs,
 };
 use super::vector::{MAX_LANES, Vector, intrinsics};
-use super::{Isa, Kernels};
+use super::{Isa, Kernels, neon_tiles};
 use crate::layout::BLOCK_BYTES;
 
 /// Blocks whose products are summed in 16 bits.
@@ -33,7 +33,7 @@ static KERNELS: Kernels = table! {
     sums: 16,
     blocks: float32x4_t,
     ternary: MultiplyAdd,
-    tiles: None,
+    tiles: Some(neon_tiles::multiply_add),
     head: MultiplyAdd,
     unpack: Lookup,
 };
@@ -46,7 +46,7 @@ static DOTPROD_KERNELS: Kernels = table! {
     sums: 16,
     blocks: float32x4_t,
     ternary: DotProduct,
-    tiles: None,
+    tiles: Some(neon_tiles::dot_product),
     head: DotProduct,
     unpack: Lookup,
 };
@@ -72,7 +72,7 @@ pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
 }
 
 /// Products and sums in 16 bits.
-struct MultiplyAdd;
+pub(super) struct MultiplyAdd;
 
 impl TernaryOps for MultiplyAdd {
     const TILE_TOKENS: usize = 2;
@@ -152,7 +152,7 @@ impl TernaryOps for MultiplyAdd {
 }
 
 /// Products of signed bytes, summed by fours in 32 bits.
-struct DotProduct;
+pub(super) struct DotProduct;
 
 impl TernaryOps for DotProduct {
     const TILE_TOKENS: usize = 4;
@@ -450,7 +450,7 @@ fn sums<const T: usize>(acc: [[int32x4_t; TILE_ROWS]; T]) -> [[i32; TILE_ROWS]; 
 /// The intrinsic of this name is not stable yet.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     // SAFETY: the processor has dot products, and only registers are touched.
     unsafe {
         asm!(
