@@ -408,6 +408,12 @@ impl Kernels {
         self.gemm_tiles_i8.is_some()
     }
 
+    /// Whether tiles are decoded as fast as two bits a weight, and so are the better layout in any memory. That takes byte
+    /// permutations over a whole register; where they are missing, tiles are for cores that share little bandwidth.
+    pub fn has_fast_tiles(&self) -> bool {
+        self.has_tiles() && self.isa == Isa::Avx512
+    }
+
     /// `out[b] = Σ code[c] · x[c]` over each 64 columns of one row; exact. `out`: a value for each 16 bytes of `w`.
     pub fn dot64_i2_i8(&self, w: &[u8], x: &[i8], out: &mut [i32]) {
         assert!(w.len().is_multiple_of(BLOCK / 4) && x.len() == w.len() * 4 && out.len() == w.len() / 16);

@@ -221,8 +221,7 @@ impl TileDecoder for Decoder {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn prefetch(p: *const u8) {
-        // SAFETY: a prefetch may have any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
 }
 
