@@ -28,7 +28,7 @@ pub(super) unsafe fn dot_product(band: &[u8], x: &[i8], stride: usize, n: usize,
 }
 
 impl TileProducts for Maddubs {
-    type Decoder = Decoder;
+    type Decoder = ShuffleDecoder;
     type Sums = [__m256i; REGISTERS];
     const TOKENS: usize = 4;
 
@@ -58,7 +58,7 @@ impl TileProducts for Maddubs {
 }
 
 impl TileProducts for DotProduct {
-    type Decoder = Decoder;
+    type Decoder = ShuffleDecoder;
     type Sums = [__m256i; REGISTERS];
     const TOKENS: usize = 6;
 
@@ -110,13 +110,13 @@ unsafe fn add_rows(first: __m256i, second: __m256i, out: *mut i32) {
 }
 
 /// Look-ups of sixteen bytes, the same in both halves of a register.
-pub(super) struct Decoder {
+pub(super) struct ShuffleDecoder {
     spread: [__m256i; REGISTERS],
     /// Seven times the third digit of a field below 16.
     sevens: __m256i,
     /// What fields from 16 on change of that.
     upper_sevens: __m256i,
-    /// The first and the second digit of a field that [`Decoder::sevens`] has been added to.
+    /// The first and the second digit of a field that [`ShuffleDecoder::sevens`] has been added to.
     rest: [__m256i; 2],
     /// The third digit of its seven times.
     third: __m256i,
@@ -161,7 +161,7 @@ const fn spread(start: usize) -> [u8; 32] {
 
 const SPREAD: [[u8; 32]; REGISTERS] = [spread(0), spread(10 - SECOND_LOAD)];
 
-impl TileDecoder for Decoder {
+impl TileDecoder for ShuffleDecoder {
     type Fields = [__m256i; REGISTERS];
     type Codes = [__m256i; REGISTERS];
 
@@ -172,7 +172,7 @@ impl TileDecoder for Decoder {
         let spread = unsafe {
             [_mm256_loadu_si256(SPREAD[0].as_ptr().cast()), _mm256_loadu_si256(SPREAD[1].as_ptr().cast())]
         };
-        Decoder {
+        ShuffleDecoder {
             spread,
             sevens: both_halves(&TABLES.sevens),
             upper_sevens: both_halves(&TABLES.upper_sevens),

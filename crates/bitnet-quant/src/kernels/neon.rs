@@ -45,9 +45,9 @@ static DOTPROD_KERNELS: Kernels = table! {
     vector: float32x4_t,
     sums: 16,
     blocks: float32x4_t,
-    ternary: DotProduct,
+    ternary: Sdot,
     tiles: Some(neon_tiles::dot_product),
-    head: DotProduct,
+    head: Sdot,
     unpack: Lookup,
 };
 
@@ -62,7 +62,7 @@ static I8MM_KERNELS: Kernels = table! {
     // Tiles are decoded once for all tokens, after which dot products are fewer instructions than matrix products with
     // the two bits that every four tokens decode again.
     tiles: Some(neon_tiles::dot_product),
-    head: DotProduct,
+    head: Sdot,
     unpack: Lookup,
 };
 
@@ -154,9 +154,9 @@ impl TernaryOps for MultiplyAdd {
 }
 
 /// Products of signed bytes, summed by fours in 32 bits.
-pub(super) struct DotProduct;
+pub(super) struct Sdot;
 
-impl TernaryOps for DotProduct {
+impl TernaryOps for Sdot {
     const TILE_TOKENS: usize = 4;
 
     #[target_feature(enable = "neon,dotprod")]
@@ -219,7 +219,7 @@ impl TernaryOps for MatrixProduct {
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
         // SAFETY: the caller's contract is the same.
-        unsafe { DotProduct::gemv(rows, row_bytes, x) }
+        unsafe { Sdot::gemv(rows, row_bytes, x) }
     }
 
     #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -339,7 +339,7 @@ impl HeadProduct for MultiplyAdd {
     }
 }
 
-impl HeadProduct for DotProduct {
+impl HeadProduct for Sdot {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "neon,dotprod")]

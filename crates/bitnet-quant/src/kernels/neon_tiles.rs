@@ -5,7 +5,7 @@
 
 use std::arch::aarch64::*;
 
-use super::neon::{DotProduct, MultiplyAdd, sdot};
+use super::neon::{MultiplyAdd, Sdot, sdot};
 use super::tile_kernels::{TileDecoder, TileProducts, digit, gemm_tiles_i8};
 use super::vector::Vector;
 
@@ -23,11 +23,11 @@ pub(super) unsafe fn multiply_add(band: &[u8], x: &[i8], stride: usize, n: usize
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn dot_product(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
     // SAFETY: the caller's contract is the same.
-    unsafe { gemm_tiles_i8::<DotProduct>(band, x, stride, n, out) }
+    unsafe { gemm_tiles_i8::<Sdot>(band, x, stride, n, out) }
 }
 
 impl TileProducts for MultiplyAdd {
-    type Decoder = Decoder;
+    type Decoder = TableDecoder;
     /// The first two and the last two rows of each register, in 16 bits.
     type Sums = [[int16x8_t; 2]; REGISTERS];
     const TOKENS: usize = 2;
@@ -60,8 +60,8 @@ impl TileProducts for MultiplyAdd {
     }
 }
 
-impl TileProducts for DotProduct {
-    type Decoder = Decoder;
+impl TileProducts for Sdot {
+    type Decoder = TableDecoder;
     type Sums = [int32x4_t; REGISTERS];
     const TOKENS: usize = 4;
 
@@ -106,7 +106,7 @@ unsafe fn add_rows(rows: int32x4_t, out: *mut i32) {
     unsafe { vst1q_s32(out, vaddq_s32(vld1q_s32(out), rows)) };
 }
 
-pub(super) struct Decoder {
+pub(super) struct TableDecoder {
     /// For the first three registers of a group, and for the last.
     spread: [uint8x16_t; 2],
     /// The bit of each lane at which its pair of fields begins, negated: a shift to the right.
@@ -137,7 +137,7 @@ const DIGITS: [[u8; 32]; 3] = {
     digits
 };
 
-impl TileDecoder for Decoder {
+impl TileDecoder for TableDecoder {
     type Fields = [uint8x16_t; REGISTERS];
     type Codes = [int8x16_t; REGISTERS];
 
@@ -146,7 +146,7 @@ impl TileDecoder for Decoder {
     unsafe fn new() -> Self {
         // SAFETY: 16 bytes, eight half-words or 32 bytes each.
         unsafe {
-            Decoder {
+            TableDecoder {
                 spread: [vld1q_u8(SPREAD[0].as_ptr()), vld1q_u8(SPREAD[1].as_ptr())],
                 to_start: vld1q_s16([0, -2, -4, -6, 0, -2, -4, -6].as_ptr()),
                 digits: [
