@@ -176,12 +176,12 @@ fn a_first_run_leaves_what_later_runs_read_and_an_abandoned_one_nothing() {
 }
 
 #[test]
-fn small_models_have_tiles_where_a_kernel_reads_them() {
+fn small_models_have_tiles_where_they_are_decoded_fast() {
     let folder = Folder::new(1);
     let tiles = folder.open(Some(Layout::Tiles), Preparation::Never).projection_bytes();
     let rows = folder.open(Some(Layout::TwoBit), Preparation::Never).projection_bytes();
     let chosen = folder.open(None, Preparation::InBackground).projection_bytes();
     assert!(tiles < rows);
-    assert_eq!(chosen, if Kernels::best().has_tiles() { tiles } else { rows });
+    assert_eq!(chosen, if Kernels::best().has_fast_tiles() { tiles } else { rows });
     assert_eq!(folder.cached(), [] as [&Path; 0]);
 }

@@ -10,6 +10,8 @@ mod attention_kernels;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_tiles;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_lookup;
@@ -21,10 +23,14 @@ mod head_kernels;
 mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_tiles;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod sse41;
 mod ternary_kernels;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tile_kernels;
 pub(crate) mod unpacking;
 mod vector;
 
@@ -400,6 +406,12 @@ impl Kernels {
     /// Whether [`Kernels::gemm_tiles_i8`] is more than the oracle here.
     pub fn has_tiles(&self) -> bool {
         self.gemm_tiles_i8.is_some()
+    }
+
+    /// Whether tiles are decoded as fast as two bits a weight, and so are the better layout in any memory. That takes byte
+    /// permutations over a whole register; where they are missing, tiles are for cores that share little bandwidth.
+    pub fn has_fast_tiles(&self) -> bool {
+        self.has_tiles() && self.isa == Isa::Avx512
     }
 
     /// `out[b] = Σ code[c] · x[c]` over each 64 columns of one row; exact. `out`: a value for each 16 bytes of `w`.

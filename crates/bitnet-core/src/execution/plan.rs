@@ -115,8 +115,11 @@ impl ExecutionPlan {
     pub fn quick_layout(&mut self) -> Layout {
         let (layout, reason) = match self.asked_layout {
             Some(layout) => (layout, "as was asked for"),
-            None if self.kernels.has_tiles() => {
+            None if self.kernels.has_fast_tiles() => {
                 (Layout::Tiles, "a model too small to be worth a measurement")
+            }
+            None if self.kernels.has_tiles() => {
+                (Layout::TwoBit, "a model too small to be worth a measurement, and these are decoded faster")
             }
             None => (Layout::TwoBit, "these kernels have no other"),
         };
@@ -293,6 +296,20 @@ mod tests {
         asked.isa = Some(Isa::Scalar);
         asked.layout = None;
         assert_eq!(ExecutionPlan::new(&asked, None).unwrap().measure_layout(&cache), Layout::TwoBit);
+    }
+
+    #[test]
+    fn tiles_that_are_not_measured_must_be_decoded_fast() {
+        for kernels in Isa::ALL.into_iter().filter_map(|isa| Kernels::for_isa(isa).ok()) {
+            let asked = ExecutionRequest { isa: Some(kernels.isa()), ..request(Some(1)) };
+            let mut plan = ExecutionPlan::new(&asked, None).unwrap();
+            let choices = if kernels.has_tiles() { 2 } else { 1 };
+            assert_eq!(plan.layouts().len(), choices, "{kernels:?}");
+            let quick = if kernels.isa() == Isa::Avx512 { plan.layouts().len() - 1 } else { 0 };
+            assert_eq!(plan.quick_layout(), [Layout::TwoBit, Layout::Tiles][quick], "{kernels:?}");
+            let reason = plan.choices().last().unwrap().to_string();
+            assert_eq!(reason.contains("too small"), kernels.has_tiles(), "{reason}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::sse41;
 use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::unpacking::{BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS, UnpackOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
-use super::{Isa, Kernels};
+use super::{Isa, Kernels, avx2_tiles};
 use crate::layout::BLOCK_BYTES;
 
 /// Blocks whose products are summed in 16 bits.
@@ -29,7 +29,7 @@ static KERNELS: Kernels = table! {
     sums: 8,
     blocks: __m256,
     ternary: Maddubs,
-    tiles: None,
+    tiles: Some(avx2_tiles::maddubs),
     head: Madd,
     unpack: WideShuffle,
 };
@@ -42,7 +42,7 @@ static VNNI_KERNELS: Kernels = table! {
     sums: 8,
     blocks: __m256,
     ternary: DotProduct,
-    tiles: None,
+    tiles: Some(avx2_tiles::dot_product),
     head: Madd,
     unpack: WideShuffle,
 };
@@ -56,7 +56,7 @@ pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
 }
 
 /// Products and sums in 16 bits.
-struct Maddubs;
+pub(super) struct Maddubs;
 
 impl TernaryOps for Maddubs {
     const TILE_TOKENS: usize = 2;
@@ -144,7 +144,7 @@ impl TernaryOps for Maddubs {
 }
 
 /// Products of bytes, summed by fours in 32 bits.
-struct DotProduct;
+pub(super) struct DotProduct;
 
 impl TernaryOps for DotProduct {
     const TILE_TOKENS: usize = 2;

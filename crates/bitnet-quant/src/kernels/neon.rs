@@ -17,7 +17,7 @@ use super::unpacking::{
     bytes_with_signs,
 };
 use super::vector::{MAX_LANES, Vector, intrinsics};
-use super::{Isa, Kernels};
+use super::{Isa, Kernels, neon_tiles};
 use crate::layout::BLOCK_BYTES;
 
 /// Blocks whose products are summed in 16 bits.
@@ -33,7 +33,7 @@ static KERNELS: Kernels = table! {
     sums: 16,
     blocks: float32x4_t,
     ternary: MultiplyAdd,
-    tiles: None,
+    tiles: Some(neon_tiles::multiply_add),
     head: MultiplyAdd,
     unpack: Lookup,
 };
@@ -45,9 +45,9 @@ static DOTPROD_KERNELS: Kernels = table! {
     vector: float32x4_t,
     sums: 16,
     blocks: float32x4_t,
-    ternary: DotProduct,
-    tiles: None,
-    head: DotProduct,
+    ternary: Sdot,
+    tiles: Some(neon_tiles::dot_product),
+    head: Sdot,
     unpack: Lookup,
 };
 
@@ -59,8 +59,10 @@ static I8MM_KERNELS: Kernels = table! {
     sums: 16,
     blocks: float32x4_t,
     ternary: MatrixProduct,
-    tiles: None,
-    head: DotProduct,
+    // Tiles are decoded once for all tokens, after which dot products are fewer instructions than matrix products with
+    // the two bits that every four tokens decode again.
+    tiles: Some(neon_tiles::dot_product),
+    head: Sdot,
     unpack: Lookup,
 };
 
@@ -72,7 +74,7 @@ pub(super) fn detect() -> impl Iterator<Item = &'static Kernels> {
 }
 
 /// Products and sums in 16 bits.
-struct MultiplyAdd;
+pub(super) struct MultiplyAdd;
 
 impl TernaryOps for MultiplyAdd {
     const TILE_TOKENS: usize = 2;
@@ -152,9 +154,9 @@ impl TernaryOps for MultiplyAdd {
 }
 
 /// Products of signed bytes, summed by fours in 32 bits.
-struct DotProduct;
+pub(super) struct Sdot;
 
-impl TernaryOps for DotProduct {
+impl TernaryOps for Sdot {
     const TILE_TOKENS: usize = 4;
 
     #[target_feature(enable = "neon,dotprod")]
@@ -217,7 +219,7 @@ impl TernaryOps for MatrixProduct {
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn gemv(rows: [*const u8; TILE_ROWS], row_bytes: usize, x: *const i8) -> [i32; TILE_ROWS] {
         // SAFETY: the caller's contract is the same.
-        unsafe { DotProduct::gemv(rows, row_bytes, x) }
+        unsafe { Sdot::gemv(rows, row_bytes, x) }
     }
 
     #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -337,7 +339,7 @@ impl HeadProduct for MultiplyAdd {
     }
 }
 
-impl HeadProduct for DotProduct {
+impl HeadProduct for Sdot {
     const TILE_TOKENS: usize = 2;
 
     #[target_feature(enable = "neon,dotprod")]
@@ -450,7 +452,7 @@ fn sums<const T: usize>(acc: [[int32x4_t; TILE_ROWS]; T]) -> [[i32; TILE_ROWS]; 
 /// The intrinsic of this name is not stable yet.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     // SAFETY: the processor has dot products, and only registers are touched.
     unsafe {
         asm!(
