@@ -29,7 +29,7 @@ use crate::source::{Proj, Source};
 use crate::weights::{LoadProgress, Weights};
 
 /// Changes with every change of a derived form.
-const FORMS: &str = "2";
+const FORMS: &str = "3";
 /// Samples of a file that are part of its identity, from its beginning to its end, and the bytes of each.
 const SAMPLES: u64 = 16;
 const SAMPLE_BYTES: u64 = 4 << 10;

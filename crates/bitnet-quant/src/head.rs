@@ -7,8 +7,10 @@
 //! which [`bounds`] makes bounds of.
 //!
 //! All of it is one image of bytes, so that it can be written to a file, block by block, and mapped. A block holds 256 rows:
-//! four arrays of a `f32` for each row, the plane of high halves, the plane of low halves. The last block is filled up with rows of zeros. Behind the blocks stands what
-//! bounds the length of all rows. The numbers are in the machine's own byte order.
+//! four arrays of a `f32` for each row, the plane of high halves, the plane of low halves. In a plane four rows take turns,
+//! 64 bytes each, because kernels take four rows at a time and memory is read fastest from end to end. The last block is
+//! filled up with rows of zeros. Behind the blocks stands what bounds the length of all rows. The numbers are in the
+//! machine's own byte order.
 
 pub mod bounds;
 mod build;
@@ -22,6 +24,10 @@ pub const BLOCK_COLS: usize = 128;
 /// Rows of a block: so many that leaving out one plane of each costs nothing, so few that a block is built in some
 /// megabytes.
 pub const BLOCK_ROWS: usize = 256;
+/// Rows that take turns in a plane.
+pub(crate) const ROW_TILE: usize = 4;
+/// Bytes of a row's turn.
+pub(crate) const TURN_BYTES: usize = BLOCK_COLS / 2;
 /// The widest head: beyond this, sums of products would leave 32 bits.
 pub const MAX_HEAD_COLS: usize = 65_536;
 
@@ -81,8 +87,8 @@ struct Block<'a> {
     errors: &'a [f32],        // (256): at least ‖w - ŵ‖
     norms: &'a [f32],         // (256): at least ‖ŵ‖
     coarse_errors: &'a [f32], // (256): ‖w - s·(16·high - 120.5)‖
-    high: &'a [u8],           // (256, padded cols / 2)
-    low: &'a [u8],            // (256, padded cols / 2)
+    high: &'a [u8],           // (64, padded cols / 128, 4, 64)
+    low: &'a [u8],            // the same
 }
 
 impl<'a> HeadView<'a> {
@@ -130,16 +136,21 @@ impl<'a> HeadView<'a> {
     }
 }
 
-/// The code `q + 128` of a column.
-#[cfg(test)]
-fn code(high: &[u8], low: &[u8], c: usize) -> u8 {
-    nibble(high, c) << 4 | nibble(low, c)
+/// Where byte `at` of row `r` of a tile of [`ROW_TILE`] rows is.
+#[inline(always)]
+pub(crate) const fn place_in_tile(r: usize, at: usize) -> usize {
+    at / TURN_BYTES * (ROW_TILE * TURN_BYTES) + r * TURN_BYTES + at % TURN_BYTES
 }
 
-/// The half code of a column in one plane.
-pub(crate) fn nibble(row: &[u8], c: usize) -> u8 {
-    let byte = row[c / BLOCK_COLS * (BLOCK_COLS / 2) + c % (BLOCK_COLS / 2)];
-    if c % BLOCK_COLS < BLOCK_COLS / 2 { byte & 0x0F } else { byte >> 4 }
+/// Where byte `at` of row `r` is in a plane.
+pub(crate) const fn place(row_bytes: usize, r: usize, at: usize) -> usize {
+    r / ROW_TILE * (ROW_TILE * row_bytes) + place_in_tile(r % ROW_TILE, at)
+}
+
+/// The half code of row `r` and column `c` in one plane.
+pub(crate) fn nibble(plane: &[u8], row_bytes: usize, r: usize, c: usize) -> u8 {
+    let byte = plane[place(row_bytes, r, c / BLOCK_COLS * TURN_BYTES + c % TURN_BYTES)];
+    if c % BLOCK_COLS < TURN_BYTES { byte & 0x0F } else { byte >> 4 }
 }
 
 /// The least `f32` that is not below `v`.

@@ -40,7 +40,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use crate::attention::MAX_HEAD_DIM;
-use crate::head::MAX_HEAD_COLS;
+use crate::head::{MAX_HEAD_COLS, ROW_TILE, TURN_BYTES};
 use crate::layout::BLOCK;
 use crate::layout::tiles::{TILE_BYTES, TILE_COLS, TILE_ROWS};
 use crate::reduce::{HEAD_LANES, SOFTMAX_CHUNK};
@@ -167,7 +167,7 @@ impl DenseRow {
     }
 }
 
-/// Rows of a derived head in its planes ([`crate::head`]).
+/// Tiles of rows of a derived head in its planes ([`crate::head`]).
 #[derive(Debug, Clone, Copy)]
 pub struct HeadRows<'a> {
     pub(crate) high: &'a [u8],
@@ -438,10 +438,11 @@ impl Kernels {
 
     /// `out[t][r] = Σ_c code[r][c] · x[t][c]` with codes `16·high + low`, or `high` where the low plane is absent; exact.
     ///
-    /// `rows`: (rows, row_bytes) in each plane; `out`: (n, rows).
+    /// `rows`: (rows, row_bytes) in each plane, a multiple of [`ROW_TILE`] rows; `out`: (n, rows).
     pub(crate) fn lm_head_dot(&self, rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
         let HeadRows { high, low, row_bytes, .. } = rows;
-        assert!(row_bytes > 0 && row_bytes.is_multiple_of(64) && high.len().is_multiple_of(row_bytes));
+        assert!(row_bytes > 0 && row_bytes.is_multiple_of(TURN_BYTES));
+        assert!(high.len().is_multiple_of(ROW_TILE * row_bytes));
         // Sums of bytes of both signs with codes up to 255 stay in 32 bits.
         assert!(2 * row_bytes <= MAX_HEAD_COLS && low.is_none_or(|low| low.len() == high.len()));
         let len = x.n * 2 * row_bytes;

@@ -18,7 +18,9 @@
 //! single precision and of ŷ ± bound, `SLACK` and `ESTIMATE_SLACK` make room.
 
 use super::input::InputToken;
-use super::{ARRAY_BYTES, ARRAYS, BLOCK_ROWS, HEAD_TOKENS, HeadInput, HeadStage, HeadView, plane_row_bytes};
+use super::{
+    ARRAY_BYTES, ARRAYS, BLOCK_ROWS, HEAD_TOKENS, HeadInput, HeadStage, HeadView, ROW_TILE, plane_row_bytes,
+};
 use crate::kernels::{HeadFactors, HeadRows, Kernels};
 use crate::reduce::ROW_LANES;
 use crate::threads::{Disjoint, Threads};
@@ -89,7 +91,9 @@ pub fn bound_rows(
         let len = PIECE_ROWS.min(rows - first);
         let block = head.block(first / BLOCK_ROWS);
         let in_block = first % BLOCK_ROWS..first % BLOCK_ROWS + len;
-        let plane = in_block.start * row_bytes..in_block.end * row_bytes;
+        // Rows lie in whole tiles; what is beyond the last one is computed for nothing.
+        let stored = len.next_multiple_of(ROW_TILE);
+        let plane = in_block.start * row_bytes..(in_block.start + stored) * row_bytes;
         let planes = HeadRows {
             high: &block.high[plane.clone()],
             low: (stage == HeadStage::Int8).then(|| &block.low[plane]),
@@ -98,7 +102,7 @@ pub fn bound_rows(
             gap: if in_block.end < BLOCK_ROWS { 0 } else { block.high.len() + ARRAYS * ARRAY_BYTES },
         };
         let mut sums = [0.0f64; PIECE_ROWS * HEAD_TOKENS];
-        let sums = &mut sums[..n * len];
+        let sums = &mut sums[..n * stored];
         kernels.lm_head_dot(planes, x.codes(), sums);
         let errors = match stage {
             HeadStage::Int8 => block.errors,
@@ -106,7 +110,7 @@ pub fn bound_rows(
         };
         let [scales, errors, norms] =
             [block.scales, errors, block.norms].map(|array| &array[in_block.clone()]);
-        for (t, sums) in sums.chunks_exact(len).enumerate() {
+        for (t, sums) in sums.chunks_exact(stored).enumerate() {
             let group = t * groups(rows) + first / GROUP_ROWS;
             // SAFETY: the rows and groups of a token from `first` on belong to this piece alone.
             let (lower, upper, group_lower, group_upper) = unsafe {
@@ -119,7 +123,7 @@ pub fn bound_rows(
                     group_upper.part(at_group, n_groups),
                 )
             };
-            kernels.lm_head_bounds(sums, scales, errors, norms, &factors[t], lower, upper);
+            kernels.lm_head_bounds(&sums[..len], scales, errors, norms, &factors[t], lower, upper);
             if let Some(transform) = transform {
                 transform(t, first, lower, upper);
             }

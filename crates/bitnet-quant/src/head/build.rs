@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 
 use super::{
-    ARRAY_BYTES, ARRAYS, BLOCK_COLS, BLOCK_ROWS, TRAILER_BYTES, block_bytes, padded_head_cols, round_up,
+    ARRAY_BYTES, ARRAYS, BLOCK_COLS, BLOCK_ROWS, TRAILER_BYTES, TURN_BYTES, block_bytes, padded_head_cols,
+    place, round_up,
 };
 use crate::kernels::Kernels;
 use crate::linear::DenseView;
@@ -62,16 +63,13 @@ fn build_block(kernels: &Kernels, w: &DenseView<'_>, b: usize, block: &mut [u8])
     let row_bytes = high.len() / BLOCK_ROWS;
     let mut row = Row::new(w.cols());
     let mut longest = 0.0f32;
-    for (i, (high, low)) in high.chunks_exact_mut(row_bytes).zip(low.chunks_exact_mut(row_bytes)).enumerate()
-    {
-        if i >= rows.len() {
-            // Codes of 0, which are stored as 128.
-            high.fill(0x88);
-            low.fill(0x00);
-            continue;
-        }
-        w.row(rows.start + i, &mut row.values);
-        let numbers = row.write(kernels, high, low);
+    // Codes of 0, which are stored as 128, for the rows that there are not.
+    high.fill(0x88);
+    low.fill(0x00);
+    for (i, r) in rows.enumerate() {
+        w.row(r, &mut row.values);
+        let at = |block: usize| place(row_bytes, i, block * TURN_BYTES);
+        let numbers = row.write(kernels, high, low, at);
         for (array, number) in arrays.chunks_exact_mut(BLOCK_ROWS).zip(numbers.of_row) {
             array[i] = number;
         }
@@ -99,8 +97,14 @@ impl Row {
         Row { values: vec![0.0; cols], codes: vec![0; padded_head_cols(cols)] }
     }
 
-    /// Codes the values and writes the halves of the codes.
-    fn write(&mut self, kernels: &Kernels, high: &mut [u8], low: &mut [u8]) -> Numbers {
+    /// Codes the values and writes the halves of the codes, those of each block of columns `at` its place in both planes.
+    fn write(
+        &mut self,
+        kernels: &Kernels,
+        high: &mut [u8],
+        low: &mut [u8],
+        at: impl Fn(usize) -> usize,
+    ) -> Numbers {
         let largest = f32::from_bits(kernels.absmax_bits(&self.values));
         let scale = if CODED_MAGNITUDES.contains(&largest) {
             kernels.quantize_i8(&self.values, 127.0 / largest, &mut self.codes);
@@ -122,11 +126,10 @@ impl Row {
             round_up(coded_length),
             round_up(coarse_squares.sqrt()),
         ];
-        for ((q, high), low) in
-            self.codes.chunks_exact(BLOCK_COLS).zip(high.chunks_exact_mut(64)).zip(low.chunks_exact_mut(64))
-        {
-            let (first, second) = q.split_at(64);
-            for j in 0..64 {
+        for (block, q) in self.codes.chunks_exact(BLOCK_COLS).enumerate() {
+            let (high, low) = (&mut high[at(block)..][..TURN_BYTES], &mut low[at(block)..][..TURN_BYTES]);
+            let (first, second) = q.split_at(TURN_BYTES);
+            for j in 0..TURN_BYTES {
                 let (a, b) = (first[j] as u8 ^ 0x80, second[j] as u8 ^ 0x80);
                 high[j] = (a >> 4) | (b & 0xF0);
                 low[j] = (a & 0x0F) | (b << 4);

@@ -14,6 +14,7 @@ use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::unpacking::{BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS, UnpackOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels, avx2_tiles};
+use crate::head::place_in_tile;
 use crate::layout::BLOCK_BYTES;
 
 /// Blocks whose products are summed in 16 bits.
@@ -238,8 +239,8 @@ impl HeadProduct for Madd {
 
     #[target_feature(enable = "avx2")]
     unsafe fn head_tile<const T: usize, const LOW: bool>(
-        high: [*const u8; head_kernels::TILE_ROWS],
-        low: [*const u8; head_kernels::TILE_ROWS],
+        high: *const u8,
+        low: *const u8,
         row_bytes: usize,
         ahead: usize,
         x: [TokenCodes; T],
@@ -250,10 +251,11 @@ impl HeadProduct for Madd {
             let mut acc32 = [[_mm256_setzero_si256(); head_kernels::TILE_ROWS]; T];
             for at in (start..end).step_by(32) {
                 for r in 0..head_kernels::TILE_ROWS {
+                    let place = place_in_tile(r, at);
                     // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
                     unsafe {
                         let words =
-                            head_words::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at), ahead);
+                            head_words::<LOW>(high.wrapping_add(place), low.wrapping_add(place), ahead);
                         for t in 0..T {
                             let x = x[t].wide.add(at / 64 * 128 + at % 64 / 2);
                             for (i, words) in words.into_iter().enumerate() {

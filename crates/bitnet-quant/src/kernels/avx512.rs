@@ -15,6 +15,7 @@ use super::ternary_kernels::{BURST_SUMS, TILE_ROWS, TernaryOps};
 use super::unpacking::{BASE3_WEIGHTS, MASKED, PAIR_BYTES, PAIR_WEIGHTS, PLANE, TWO_BIT_WEIGHTS, UnpackOps};
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels, avx2};
+use crate::head::place_in_tile;
 use crate::layout::BLOCK_BYTES;
 
 /// How far ahead of its use each row of codes is asked for.
@@ -149,8 +150,8 @@ impl HeadProduct for Vnni {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn head_tile<const T: usize, const LOW: bool>(
-        high: [*const u8; head_kernels::TILE_ROWS],
-        low: [*const u8; head_kernels::TILE_ROWS],
+        high: *const u8,
+        low: *const u8,
         row_bytes: usize,
         ahead: usize,
         x: [TokenCodes; T],
@@ -163,11 +164,12 @@ impl HeadProduct for Vnni {
             // SAFETY: whole blocks of each row and of each token; a prefetch may have any address.
             unsafe {
                 for r in 0..head_kernels::TILE_ROWS {
-                    _mm_prefetch::<_MM_HINT_T0>(high[r].wrapping_add(at + ahead).cast());
-                    let h = _mm512_loadu_si512(high[r].add(at).cast());
+                    let place = place_in_tile(r, at);
+                    _mm_prefetch::<_MM_HINT_T0>(high.wrapping_add(place + ahead).cast());
+                    let h = _mm512_loadu_si512(high.add(place).cast());
                     if LOW {
-                        _mm_prefetch::<_MM_HINT_T0>(low[r].wrapping_add(at + ahead).cast());
-                        let l = _mm512_loadu_si512(low[r].add(at).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(place + ahead).cast());
+                        let l = _mm512_loadu_si512(low.add(place).cast());
                         // Bits of the second operand where the first has ones, of the third elsewhere.
                         let shifted = [_mm512_slli_epi16::<4>(h), _mm512_srli_epi16::<4>(l)];
                         codes[0][r] = _mm512_ternarylogic_epi32::<0xCA>(lower_bits, l, shifted[0]);

@@ -6,9 +6,10 @@
 use std::array::from_fn;
 
 use super::{HeadCodes, HeadFactors, HeadRows};
+use crate::head::ROW_TILE;
 
 /// Rows of a tile.
-pub(super) const TILE_ROWS: usize = 4;
+pub(super) const TILE_ROWS: usize = ROW_TILE;
 
 /// Columns whose products an instruction set may add in 32-bit lanes, if it has at least four: 512 products of at most
 /// 255 · 16256.
@@ -34,11 +35,11 @@ pub(super) trait HeadProduct {
     /// Tokens of a tile: 1..=4.
     const TILE_TOKENS: usize;
 
-    /// Σ code·x of four rows of planes; without `LOW` the code is the high half alone. Rows are whole blocks of 64 bytes; what
-    /// is `ahead` bytes behind each will be read soon.
+    /// Σ code·x of the four rows of a tile of planes, whose bytes are at [`crate::head::place_in_tile`]; without `LOW` the
+    /// code is the high half alone. What is `ahead` bytes behind each will be read soon.
     unsafe fn head_tile<const T: usize, const LOW: bool>(
-        high: [*const u8; TILE_ROWS],
-        low: [*const u8; TILE_ROWS],
+        high: *const u8,
+        low: *const u8,
         row_bytes: usize,
         ahead: usize,
         x: [TokenCodes; T],
@@ -70,10 +71,9 @@ unsafe fn all_rows<K: HeadProduct, const LOW: bool>(
     for r in (0..n_rows).step_by(TILE_ROWS) {
         let is_last = r * row_bytes + PREFETCH_BYTES >= high.len();
         let ahead = if is_last { PREFETCH_BYTES + gap } else { PREFETCH_BYTES };
-        // SAFETY: rows past the last one are the last one again; the caller vouches for the rest.
+        // SAFETY: planes are whole tiles; the caller vouches for the rest.
         unsafe {
-            let row = |plane: &[u8], i: usize| plane.as_ptr().add((r + i).min(n_rows - 1) * row_bytes);
-            let (high, low) = (from_fn(|i| row(high, i)), from_fn(|i| row(low, i)));
+            let (high, low) = (high.as_ptr().add(r * row_bytes), low.as_ptr().add(r * row_bytes));
             for tile in 0..tiles {
                 let (first, end) = (tile * x.n / tiles, (tile + 1) * x.n / tiles);
                 match end - first {
@@ -90,8 +90,8 @@ unsafe fn all_rows<K: HeadProduct, const LOW: bool>(
 /// The tile of rows from `r` on and of the `T` tokens from `first` on.
 #[inline(always)]
 unsafe fn put<K: HeadProduct, const T: usize, const LOW: bool>(
-    high: [*const u8; TILE_ROWS],
-    low: [*const u8; TILE_ROWS],
+    high: *const u8,
+    low: *const u8,
     row_bytes: usize,
     ahead: usize,
     x: HeadCodes<'_>,
@@ -113,9 +113,7 @@ unsafe fn put<K: HeadProduct, const T: usize, const LOW: bool>(
         K::head_tile::<T, LOW>(high, low, row_bytes, ahead, tokens)
     };
     for t in 0..T {
-        for (out, sum) in out[(first + t) * n_rows..][r..n_rows].iter_mut().zip(sums[t]) {
-            *out = sum;
-        }
+        out[(first + t) * n_rows + r..][..TILE_ROWS].copy_from_slice(&sums[t]);
     }
 }
 

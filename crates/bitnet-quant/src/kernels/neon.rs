@@ -18,6 +18,7 @@ use super::unpacking::{
 };
 use super::vector::{MAX_LANES, Vector, intrinsics};
 use super::{Isa, Kernels, neon_tiles};
+use crate::head::place_in_tile;
 use crate::layout::BLOCK_BYTES;
 
 /// Blocks whose products are summed in 16 bits.
@@ -294,8 +295,8 @@ impl HeadProduct for MultiplyAdd {
 
     #[target_feature(enable = "neon")]
     unsafe fn head_tile<const T: usize, const LOW: bool>(
-        high: [*const u8; head_kernels::TILE_ROWS],
-        low: [*const u8; head_kernels::TILE_ROWS],
+        high: *const u8,
+        low: *const u8,
         row_bytes: usize,
         ahead: usize,
         x: [TokenCodes; T],
@@ -306,10 +307,11 @@ impl HeadProduct for MultiplyAdd {
             let mut acc = [[vdupq_n_s32(0); head_kernels::TILE_ROWS]; T];
             for at in (start..end).step_by(16) {
                 for r in 0..head_kernels::TILE_ROWS {
+                    let place = place_in_tile(r, at);
                     // SAFETY: whole blocks of each row and of each token.
                     unsafe {
                         let [first, second] =
-                            head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at), ahead);
+                            head_bytes::<LOW>(high.wrapping_add(place), low.wrapping_add(place), ahead);
                         let (first, second) = (vreinterpretq_u16_u8(first), vreinterpretq_u16_u8(second));
                         let even = vdupq_n_u16(0x00FF);
                         let words = [
@@ -344,8 +346,8 @@ impl HeadProduct for Sdot {
 
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn head_tile<const T: usize, const LOW: bool>(
-        high: [*const u8; head_kernels::TILE_ROWS],
-        low: [*const u8; head_kernels::TILE_ROWS],
+        high: *const u8,
+        low: *const u8,
         row_bytes: usize,
         ahead: usize,
         x: [TokenCodes; T],
@@ -368,7 +370,8 @@ impl HeadProduct for Sdot {
                     }
                 }
                 for r in 0..head_kernels::TILE_ROWS {
-                    let codes = head_bytes::<LOW>(high[r].wrapping_add(at), low[r].wrapping_add(at), ahead);
+                    let place = place_in_tile(r, at);
+                    let codes = head_bytes::<LOW>(high.wrapping_add(place), low.wrapping_add(place), ahead);
                     let offset = vdupq_n_u8(offset);
                     let first = vreinterpretq_s8_u8(veorq_u8(codes[0], offset));
                     let second = vreinterpretq_s8_u8(veorq_u8(codes[1], offset));

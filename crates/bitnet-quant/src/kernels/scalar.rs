@@ -122,10 +122,9 @@ fn lm_head_dot(rows: HeadRows<'_>, x: HeadCodes<'_>, out: &mut [f64]) {
     let (n_rows, cols) = (high.len() / row_bytes, 2 * row_bytes);
     for (t, (x_high, x_low)) in x.high.chunks_exact(cols).zip(x.low.chunks_exact(cols)).enumerate() {
         for r in 0..n_rows {
-            let row = r * row_bytes..(r + 1) * row_bytes;
             let code = |c: usize| {
-                let high = i64::from(nibble(&high[row.clone()], c));
-                low.map_or(high, |low| 16 * high + i64::from(nibble(&low[row.clone()], c)))
+                let high = i64::from(nibble(high, row_bytes, r, c));
+                low.map_or(high, |low| 16 * high + i64::from(nibble(low, row_bytes, r, c)))
             };
             let x = |c: usize| 128 * i64::from(x_high[c]) + i64::from(x_low[c]);
             out[t * n_rows + r] = (0..cols).map(|c| code(c) * x(c)).sum::<i64>() as f64;
