@@ -358,8 +358,8 @@ impl Kernels {
         unsafe { (self.gemm_i2_i8)(w, row_bytes, x, n, out) }
     }
 
-    /// `steps` times the instructions that ternary products are made of, on registers alone, which bounds what a kernel can
-    /// reach. Returns the multiplications and additions that were done.
+    /// `steps` times the dot-product instructions that ternary products are made of, on registers alone: what bounds kernels
+    /// that have no sums looked up beside them. Returns the multiplications and additions that were done.
     pub fn burst(&self, steps: u64) -> u64 {
         // SAFETY: as above.
         black_box(unsafe { (self.burst)(steps) });

@@ -23,7 +23,7 @@ const PIECE_ROWS: usize = 64;
 const BATCH: usize = 128;
 /// Tokens from which on bands are computed side by side, where there is a kernel for that.
 const BANDS_FROM: usize = 13;
-/// Bands side by side at least, so that tables for them pay.
+/// Bands side by side, of which a piece is to have about as many at least, so that tables for them pay.
 const MIN_BANDS: usize = 9;
 /// Bands and tokens of a register tile, of which pieces are to be multiples.
 const BANDS_STEP: usize = 3;
@@ -142,7 +142,7 @@ impl<'a> DenseView<'a> {
 /// BitLinear: `out[t][r] = f32(Σ w·x) · (scale / factor[t])` for each of `N` matrices that share their input.
 ///
 /// `outs[i]`: (n, rows of `ws[i]`). With block scales: `(Σ_b f32(acc_b)·d_b) / factor[t]` in the order of
-/// [`crate::reduce::block_sum`].
+/// [`crate::reduce::block_sum`]. A piece may take a MiB of stack.
 pub fn bitlinear<const N: usize>(
     kernels: &Kernels,
     threads: &Threads,
@@ -153,6 +153,9 @@ pub fn bitlinear<const N: usize>(
     for (w, out) in ws.iter().zip(&outs) {
         assert_eq!(padded_cols(w.cols()), x.stride);
         assert_eq!(out.len(), x.n * w.rows());
+    }
+    if x.n == 0 {
+        return;
     }
     let outs = outs.map(Disjoint::new);
     let cuts = ws.map(|w| Cut::of(kernels, threads, w, x.n));
@@ -189,19 +192,26 @@ impl Cut {
         let extent = (w.rows(), n);
         match w.codes() {
             Codes::Rows(_) => Cut { extent, piece: (piece_rows(row_bytes(w.cols())), n), in_bands: false },
-            Codes::Tiles(_) if kernels.has_bands() && n >= BANDS_FROM => {
+            Codes::Tiles(_) => {
+                let bands = (PIECE_BYTES / tiles::band_bytes(w.cols())).max(1);
+                let one_by_one = Cut { extent, piece: (bands * TILE_ROWS, n), in_bands: false };
+                if !kernels.has_bands() || n < BANDS_FROM {
+                    return one_by_one;
+                }
                 let even =
                     |n: usize, most: usize, step: usize| n.div_ceil(n.div_ceil(most)).next_multiple_of(step);
                 let tokens = even(n, BANDS_TOKENS, TOKENS_STEP).min(n);
-                let bands = w.rows().div_ceil(TILE_ROWS);
+                let bands = w.rows().div_ceil(TILE_ROWS).max(1);
                 let wanted = (PIECES_PER_THREAD * threads.len()).div_ceil(n.div_ceil(tokens));
                 let most = bands.div_ceil(wanted).clamp(MIN_BANDS, MAX_BANDS);
                 let bands = even(bands, most, BANDS_STEP);
-                Cut { extent, piece: (bands * TILE_ROWS, tokens), in_bands: true }
-            }
-            Codes::Tiles(_) => {
-                let bands = (PIECE_BYTES / tiles::band_bytes(w.cols())).max(1);
-                Cut { extent, piece: (bands * TILE_ROWS, n), in_bands: false }
+                let side_by_side = Cut { extent, piece: (bands * TILE_ROWS, tokens), in_bands: true };
+                // Few tokens on many threads: some threads would have nothing to do.
+                if side_by_side.pieces() < threads.len().min(one_by_one.pieces()) {
+                    one_by_one
+                } else {
+                    side_by_side
+                }
             }
         }
     }

@@ -33,7 +33,7 @@ const STALL_PIECES: u32 = 3;
 const FIRST_REST: Duration = Duration::from_millis(4);
 const LONGEST_REST: Duration = Duration::from_millis(256);
 
-/// How long a thread keeps its core before it offers it to others, between two pieces: systems leave a core to one thread
+/// How long a worker keeps its core before it offers it to others, between two jobs: systems leave a core to one thread
 /// for some milliseconds, and take it away at any point after that.
 const TURN: Duration = Duration::from_millis(2);
 /// Time that a thread cannot account for and so was without its core: a turn begins.
@@ -233,6 +233,7 @@ impl Shared {
             if let Some(job) = unsafe { *self.job.get() } {
                 self.claim_pieces(number + 1, job);
             }
+            turn.seen = Instant::now();
             self.gate.fetch_sub(1, Ordering::Release);
         }
     }

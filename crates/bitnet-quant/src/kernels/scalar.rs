@@ -68,7 +68,7 @@ fn burst(steps: u64) -> i32 {
     (0..steps).fold(0, |sum: i32, _| sum.wrapping_add(3 * black_box(1)))
 }
 
-/// Also the kernel of SSE4.1, which has none of its own.
+/// Also the kernel of tables that have none of their own.
 pub(super) fn gemm_tiles_i8(band: &[u8], x: &[i8], stride: usize, n: usize, out: &mut [i32]) {
     let cols = band.len() / TILE_BYTES * TILE_COLS;
     for (t, out) in out.chunks_exact_mut(TILE_ROWS).take(n).enumerate() {

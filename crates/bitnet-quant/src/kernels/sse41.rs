@@ -400,7 +400,7 @@ impl Vector for __m128 {
 /// Four lanes of [`crate::float::fma`].
 ///
 /// Rounding the sum of `f64` once more, to `f32`, goes wrong only where that sum lies halfway between two `f32`: half a
-/// unit has the highest of the 29 bits that are lost, and no other. Results below the normal numbers lose more bits.
+/// unit has the highest of the 29 bits that are lost, and no other. Sums below the normal numbers lose more bits.
 #[inline(always)]
 unsafe fn fma(a: __m128, b: __m128, c: __m128) -> __m128 {
     // SAFETY: register operations of the instruction set that the caller enables.
@@ -413,7 +413,7 @@ unsafe fn fma(a: __m128, b: __m128, c: __m128) -> __m128 {
         let lost = _mm_and_si128(bits, _mm_set1_epi32((1 << 29) - 1));
         let halfway = _mm_castsi128_ps(_mm_cmpeq_epi32(lost, _mm_set1_epi32(1 << 28)));
         let magnitude = _mm_andnot_ps(_mm_set1_ps(-0.0), result);
-        let small = _mm_cmplt_ps(magnitude, _mm_set1_ps(f32::MIN_POSITIVE));
+        let small = _mm_cmple_ps(magnitude, _mm_set1_ps(f32::MIN_POSITIVE));
         if _mm_movemask_ps(_mm_or_ps(halfway, small)) == 0 { result } else { fma_by_odd_sums(a, b, c) }
     }
 }

@@ -529,8 +529,9 @@ fn fused_multiply_adds_round_once_below_the_normal_numbers() {
     let power = |e: i32| f32::from_bits(((127 + e) as u32) << 23);
     let w = [1.0 + f32::EPSILON, 1.0, 1.0 - f32::EPSILON, 1.0 + f32::EPSILON].map(|w| w * power(-75));
     let x = [1.0 - f32::EPSILON, 1.0, 1.0 - f32::EPSILON, 1.0 + f32::EPSILON].map(|x| x * power(-75));
-    for unit in 0..4 {
-        let lanes = [f32::from_bits((1 << 22) + unit); 4];
+    // The largest of them among the rest, from which a tie leads to the normal numbers.
+    for bits in (1 << 22..(1 << 22) + 4).chain((1 << 23) - 2..(1 << 23) + 2) {
+        let lanes = [f32::from_bits(bits); 4];
         for sign in [1.0, -1.0] {
             let (lanes, x) = (lanes.map(|lane| sign * lane), x.map(|x| sign * x));
             let mut want = lanes;
