@@ -3,11 +3,14 @@
 //! A pass takes milliseconds, so that some run undisturbed on a busy machine, and passes walk through memory that is
 //! larger than the caches.
 
+use std::convert::Infallible;
 use std::hint::black_box;
 use std::sync::OnceLock;
 
 use bitnet_quant::attention::{Heads, KvLayer, attention};
 use bitnet_quant::dense::DenseFormat;
+use bitnet_quant::head::bounds::{RowBounds, bound_rows, groups};
+use bitnet_quant::head::{self, HeadInput, HeadStage, HeadView, padded_head_cols};
 use bitnet_quant::kernels::{KvRows, PartialAttention};
 use bitnet_quant::layout::{TernaryView, row_bytes, tiles};
 use bitnet_quant::linear::{DenseView, QuantizedRows, bitlinear, dense_linear};
@@ -75,6 +78,46 @@ fn head_f16(bencher: Bencher<'_, '_>, case: &Case) {
     measure(bencher, "head_f16", case, Limit::Memory, ROWS * 2 * COLS, || {
         let w = DenseView::new(windows.next().unwrap(), ROWS, COLS, DenseFormat::F16);
         dense_linear(case.kernels, &case.threads, &w, &x, 1, black_box(&mut out));
+    });
+}
+
+/// Bounds of all rows of a derived head, in eight bits.
+#[divan::bench(args = Case::vectors())]
+fn head_exact(bencher: Bencher<'_, '_>, case: &Case) {
+    derived_head(bencher, "head_exact", case, HeadStage::Int8);
+}
+
+/// The same in four.
+#[divan::bench(args = Case::vectors())]
+fn head_int4(bencher: Bencher<'_, '_>, case: &Case) {
+    derived_head(bencher, "head_int4", case, HeadStage::Int4);
+}
+
+fn derived_head(bencher: Bencher<'_, '_>, name: &'static str, case: &Case, stage: HeadStage) {
+    /// Half a large vocabulary: more than the caches hold.
+    const MOST_ROWS: usize = 65_536;
+    static IMAGE: OnceLock<Vec<f32>> = OnceLock::new();
+    let rows = MOST_ROWS.min(memory().len() / (2 * COLS));
+    let image = IMAGE.get_or_init(|| {
+        let w = DenseView::new(&memory()[..rows * 2 * COLS], rows, COLS, DenseFormat::F16);
+        let mut image = Vec::new();
+        let built = head::build(case.kernels, &case.threads, &w, |bytes| {
+            image.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)));
+            Ok::<_, Infallible>(())
+        });
+        built.map(|()| image).unwrap_or_else(|never| match never {})
+    });
+    let view = HeadView::new(bytemuck::cast_slice(image), rows, COLS).unwrap();
+    let padded = padded_head_cols(COLS);
+    let (mut high, mut low, mut wide) = (vec![0; padded], vec![0; padded], vec![0; padded]);
+    let mut x = HeadInput::new(&mut high, &mut low, &mut wide);
+    assert!(x.encode(case.kernels, &activations(COLS), COLS));
+    let mut bounds = [vec![0.0; rows], vec![0.0; rows]];
+    let mut highest = [vec![0.0; groups(rows)], vec![0.0; groups(rows)]];
+    measure(bencher, name, case, Limit::Memory, view.stage_bytes(stage), || {
+        let ([lower, upper], [group_lower, group_upper]) = (&mut bounds, &mut highest);
+        let out = RowBounds { lower, upper, group_lower, group_upper };
+        assert!(bound_rows(case.kernels, &case.threads, &view, stage, &x, rows, None, black_box(out)));
     });
 }
 
