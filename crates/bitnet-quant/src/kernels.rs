@@ -228,6 +228,9 @@ type HeadBounds = unsafe fn(
 /// Tokens and bands that [`Kernels::bitlinear_bands`] takes at most.
 pub(crate) const BANDS_TOKENS: usize = 60;
 pub(crate) const MAX_BANDS: usize = 42;
+/// Bands and tokens of its register tiles, of which pieces are best multiples.
+pub(crate) const TILE_BANDS: usize = 3;
+pub(crate) const TILE_TOKENS: usize = 2;
 
 /// Bands of [`crate::layout::tiles`] that follow each other.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,9 @@
 use std::ops::Range;
 
 use crate::dense::DenseFormat;
-use crate::kernels::{BANDS_TOKENS, BandOutputs, BandTokens, Bands, DenseRow, Kernels, MAX_BANDS};
+use crate::kernels::{
+    BANDS_TOKENS, BandOutputs, BandTokens, Bands, DenseRow, Kernels, MAX_BANDS, TILE_BANDS, TILE_TOKENS,
+};
 use crate::layout::tiles::{self, TILE_ROWS};
 use crate::layout::{Codes, Scales, TernaryView, code, padded_cols, row_bytes};
 use crate::reduce::{ROW_LANES, tree};
@@ -25,9 +27,6 @@ const BATCH: usize = 128;
 const BANDS_FROM: usize = 13;
 /// Bands side by side, of which a piece is to have about as many at least, so that tables for them pay.
 const MIN_BANDS: usize = 9;
-/// Bands and tokens of a register tile, of which pieces are to be multiples.
-const BANDS_STEP: usize = 3;
-const TOKENS_STEP: usize = 2;
 /// Pieces that a thread should have at least, so that a slow one holds nobody up.
 const PIECES_PER_THREAD: usize = 4;
 
@@ -200,11 +199,11 @@ impl Cut {
                 }
                 let even =
                     |n: usize, most: usize, step: usize| n.div_ceil(n.div_ceil(most)).next_multiple_of(step);
-                let tokens = even(n, BANDS_TOKENS, TOKENS_STEP).min(n);
+                let tokens = even(n, BANDS_TOKENS, TILE_TOKENS).min(n);
                 let bands = w.rows().div_ceil(TILE_ROWS).max(1);
                 let wanted = (PIECES_PER_THREAD * threads.len()).div_ceil(n.div_ceil(tokens));
                 let most = bands.div_ceil(wanted).clamp(MIN_BANDS, MAX_BANDS);
-                let bands = even(bands, most, BANDS_STEP);
+                let bands = even(bands, most, TILE_BANDS);
                 let side_by_side = Cut { extent, piece: (bands * TILE_ROWS, tokens), in_bands: true };
                 // Few tokens on many threads: some threads would have nothing to do.
                 if side_by_side.pieces() < threads.len().min(one_by_one.pieces()) {

@@ -12,12 +12,12 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::avx512_vbmi::{self, Decoder, GROUPS, broadcast};
-use super::{BANDS_TOKENS, BandOutputs, BandTokens, Bands, Kernels, MAX_BANDS};
+use super::{BANDS_TOKENS, BandOutputs, BandTokens, Bands, Kernels, MAX_BANDS, TILE_BANDS, TILE_TOKENS};
 use crate::layout::tiles::{COLUMN_STEP, GROUP_ROWS, TILE_BYTES, TILE_COLS, TILE_ROWS};
 
 /// Bands and tokens of a register tile, whose sums take 18 of the 32 registers.
-const BANDS: usize = 3;
-const TOKENS: usize = 2;
+const BANDS: usize = TILE_BANDS;
+const TOKENS: usize = TILE_TOKENS;
 /// Steps that look up a tile, and that multiply one.
 const LOOKUP_STEPS: usize = COLUMN_STEP;
 const DOT_STEPS: usize = TILE_COLS / COLUMN_STEP;
